@@ -1,0 +1,1 @@
+"""Evaluation: how close sparse is to dense, and what it gained."""

@@ -1,0 +1,42 @@
+"""Sparse attention for video diffusion transformers in Hugging Face Diffusers: one line on, one line off."""
+
+from fastdit.adapters import PipelineAdapter
+from fastdit.api import disable, enable
+from fastdit.config import AdaptiveConfig, AttentionConfig
+from fastdit.errors import (
+    AlreadyEnabledError,
+    ConfigError,
+    FastDitError,
+    InvalidInputError,
+    KernelUnavailableError,
+    ModelLoadError,
+    NotEnabledError,
+    OutputError,
+    UnsupportedModelError,
+)
+from fastdit.grid import VideoGrid
+from fastdit.schedule import Schedule
+from fastdit.session import Session
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveConfig",
+    "AlreadyEnabledError",
+    "AttentionConfig",
+    "ConfigError",
+    "FastDitError",
+    "InvalidInputError",
+    "KernelUnavailableError",
+    "ModelLoadError",
+    "NotEnabledError",
+    "OutputError",
+    "PipelineAdapter",
+    "Schedule",
+    "Session",
+    "UnsupportedModelError",
+    "VideoGrid",
+    "__version__",
+    "disable",
+    "enable",
+]

@@ -1,0 +1,48 @@
+"""The one function between a processor and a kernel: order, select, attend, put back."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdit.config import AttentionConfig
+from fastdit.grid import VideoGrid
+from fastdit.mask_cache import MaskCache
+from fastdit.orders import token_order
+from fastdit_kernels import BlockMask, block_sparse_attention, gather_tokens, invert_order
+
+
+def sparse_step(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: VideoGrid,
+    config: AttentionConfig,
+    cache: MaskCache,
+) -> tuple[torch.Tensor, BlockMask]:
+    """Sparse attention of one layer.
+
+    Args:
+        query: `[B, S, H, D]` in the model's token order, after norms and RoPE.
+        key: `[B, S, H, D]`.
+        value: `[B, S, H, D]`.
+        grid: Geometry, `S = grid.length`.
+        config: Method and settings.
+        cache: Holds the token orders.
+
+    Returns:
+        Output `[B, S, H, D]` in the model's order, and the mask that was used.
+    """
+    order, inverse = _orders(grid, config.order, query.device, cache)
+    # The gather also turns [B, S, H, D] into contiguous [B, H, S, D].
+    q, k, v = (gather_tokens(x.transpose(1, 2), order) for x in (query, key, value))
+    mask = config.select(q, k, grid)
+    out = block_sparse_attention(q, k, v, mask, implementation=config.implementation)
+    return out.transpose(1, 2).index_select(1, inverse), mask
+
+
+def _orders(
+    grid: VideoGrid, name: str, device: torch.device, cache: MaskCache
+) -> tuple[torch.Tensor, torch.Tensor]:
+    order = cache.get(("order", grid, name, device), lambda: token_order(grid, name).to(device))
+    inverse = cache.get(("inverse", grid, name, device), lambda: invert_order(order))
+    return order, inverse

@@ -1,0 +1,50 @@
+"""The command line. Sub-commands are imported when they are called; `main` turns errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from fastdit import __version__
+from fastdit.errors import FastDitError, InvalidInputError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="fastdit",
+    help="Sparse attention for video diffusion transformers in Hugging Face Diffusers.",
+    version=__version__,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+app.command("fastdit.cli.generate:generate", name="generate")
+app.command("fastdit.cli.models:models", name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after `fastdit`; default those of the process.
+
+    Returns:
+        0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except InvalidInputError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except FastDitError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return EXIT_DONE
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"fastdit: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,5 @@
+"""`python -m fastdit.cli`."""
+
+from fastdit.cli import main
+
+raise SystemExit(main())

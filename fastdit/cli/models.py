@@ -1,0 +1,35 @@
+"""`fastdit models`: what can be enabled, and which models ship with the package."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdit.adapters import load_adapters
+
+
+def models(*, json_output: bool = False) -> None:
+    """List the supported model families and the bundled models.
+
+    Args:
+        json_output: Print JSON instead of tables.
+    """
+    from fastdit_pipelines.loading import BUNDLED_MODELS
+
+    families = {adapter.family: list(adapter.transformer_classes) for adapter in load_adapters()}
+    bundled = {model.name: model.description for model in BUNDLED_MODELS.values()}
+    if json_output:
+        print(json.dumps({"families": families, "bundled": bundled}))
+        return
+    table = Table("family", "transformer classes", title="supported families")
+    for family, classes in families.items():
+        table.add_row(family, ", ".join(classes))
+    console = Console()
+    console.print(table)
+    table = Table("--model", "what it is", title="bundled models")
+    for name, description in bundled.items():
+        table.add_row(name, description)
+    console.print(table)
+    console.print("Any other --model is a Diffusers folder or a Hub id whose transformer is of a supported class.")

@@ -1,0 +1,110 @@
+"""Which denoising step and which guidance branch a transformer call belongs to, without asking the device.
+
+Sources of the step, in order of trust: the pipeline's cache context (Wan, diffusers >= 0.41), the scheduler's
+`step_index`, and calls counted per branch since the run began. Attention calls are never counted: caches skip them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One transformer call.
+
+    Args:
+        run: Number of the run, rising.
+        step: Denoising step, from 0.
+        num_inference_steps: Steps of the run, `None` if unknown.
+        branch: Guidance branch: the cache context's name, or `call<n>` for the n-th call of a step without one.
+    """
+
+    run: int
+    step: int
+    num_inference_steps: int | None
+    branch: str
+
+
+@dataclass
+class RunClock:
+    """One clock for all transformers of a pipeline.
+
+    Args:
+        scheduler: The pipeline's scheduler, if any; held weakly.
+    """
+
+    scheduler: Any = None
+    _context: tuple[str, int | None, int | None] | None = None
+    _run: int = 0
+    _running: bool = False
+    _timesteps: Any = None
+    _last: dict[tuple[int, str], int] = field(default_factory=dict)
+    _calls: dict[str, int] = field(default_factory=dict)
+    _unnamed: tuple[int, int] = (-1, 0)
+
+    def __post_init__(self) -> None:
+        self.scheduler = None if self.scheduler is None else weakref.ref(self.scheduler)
+
+    def set_context(self, name: str | None, step: int | None = None, num_inference_steps: int | None = None) -> None:
+        """Note the cache context the pipeline has entered; `None` when it leaves."""
+        self._context = None if name is None else (name, step, num_inference_steps)
+
+    def end_run(self) -> None:
+        """Note that the pipeline call is over; the next transformer call starts a new run."""
+        self._running = False
+        self._context = None
+
+    def begin_forward(self, transformer: int) -> Tick:
+        """Settle step and branch of the call that starts now.
+
+        Args:
+            transformer: Number of the transformer within the pipeline.
+        """
+        scheduler = self.scheduler() if self.scheduler is not None else None
+        timesteps = getattr(scheduler, "timesteps", None)
+        if not self._running or timesteps is not self._timesteps:
+            self._start_run(timesteps)
+        tick = self._tick(transformer, scheduler)
+        if tick is None:
+            # The step went back for this branch: an earlier run died, and this is the next one.
+            self._start_run(timesteps)
+            tick = self._tick(transformer, scheduler)
+            assert tick is not None, "a fresh run has no earlier step"
+        self._last[transformer, tick.branch] = tick.step
+        return tick
+
+    def _start_run(self, timesteps: Any) -> None:
+        # `set_timesteps` makes a new tensor, so the object itself tells runs apart (a strong reference keeps its id).
+        self._timesteps = timesteps
+        self._running = True
+        self._run += 1
+        self._last.clear()
+        self._calls.clear()
+        self._unnamed = (-1, 0)
+
+    def _tick(self, transformer: int, scheduler: Any) -> Tick | None:
+        name, step, total = self._context or (None, None, None)
+        if total is None and self._timesteps is not None:
+            total = len(self._timesteps)
+        told = step is not None
+        if step is None and hasattr(scheduler, "step_index"):
+            step, told = scheduler.step_index or 0, True
+        branch = name if name is not None else self._unnamed_branch(step)
+        if step is None:
+            step = self._calls.get(branch, 0)
+            self._calls[branch] = step + 1
+        if told and step < self._last.get((transformer, branch), 0):
+            return None
+        return Tick(self._run, step, total, branch)
+
+    def _unnamed_branch(self, step: int | None) -> str:
+        """Name of a call outside any context: its position among the calls of the same step."""
+        if step is None:
+            return "call0"
+        last_step, position = self._unnamed
+        position = position + 1 if step == last_step else 0
+        self._unnamed = (step, position)
+        return f"call{position}"

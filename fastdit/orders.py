@@ -1,0 +1,142 @@
+"""Token orders: permutations that make runs of consecutive tokens compact in time, height and width.
+
+`gilbert` is the generalised Hilbert curve for boxes of any size (J. Červený, "gilbert", 2018): a box is split along
+its longest sides into sub-boxes that are walked so that the end of one touches the start of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+from fastdit.errors import ConfigError
+from fastdit.grid import VideoGrid
+
+OrderName = Literal["gilbert", "raster", "space_major"]
+ORDER_NAMES: tuple[str, ...] = get_args(OrderName)
+
+_Vector = tuple[int, int, int]
+
+
+def video_order(grid: VideoGrid, name: str) -> torch.Tensor:
+    """The video tokens in the named order, as indices into frame-major order.
+
+    Args:
+        grid: Geometry; its text is ignored.
+        name: `"gilbert"` (compact in 3-D), `"raster"` (frame by frame) or `"space_major"` (place by place, all its
+            frames in a row).
+
+    Returns:
+        int64 `[grid.video_length]`, a permutation, on the CPU.
+    """
+    if name == "raster":
+        return torch.arange(grid.video_length)
+    if name == "space_major":
+        return torch.arange(grid.video_length).view(grid.frames, -1).T.flatten()
+    if name == "gilbert":
+        cells = torch.tensor(list(_walk((grid.frames, grid.height, grid.width))))
+        return (cells[:, 0] * grid.height + cells[:, 1]) * grid.width + cells[:, 2]
+    raise ConfigError(f"order={name!r} is unknown; accepted are {', '.join(map(repr, ORDER_NAMES))}")
+
+
+def token_order(grid: VideoGrid, name: str) -> torch.Tensor:
+    """Video tokens in the named order, then text, as indices into the model's own sequence.
+
+    Returns:
+        int64 `[grid.length]`, a permutation, on the CPU.
+    """
+    text_start, video_start = (0, grid.text_length) if grid.text_first else (grid.video_length, 0)
+    text = torch.arange(grid.text_length) + text_start
+    return torch.cat([video_order(grid, name) + video_start, text])
+
+
+def _walk(sizes: _Vector) -> Iterator[_Vector]:
+    """Cells of a box in Gilbert order, the longest side walked first."""
+    axes = sorted(range(3), key=lambda axis: -sizes[axis])
+    spans = []
+    for axis in axes:
+        span = [0, 0, 0]
+        span[axis] = sizes[axis]
+        spans.append((span[0], span[1], span[2]))
+    # An explicit stack instead of recursion: boxes are pushed in reverse, so they pop in walking order.
+    stack = [((0, 0, 0), *spans)]
+    while stack:
+        start, a, b, c = stack.pop()
+        parts = _split(start, a, b, c)
+        if parts is None:
+            yield from _line(start, a, b, c)
+        else:
+            stack.extend(reversed(parts))
+
+
+def _line(start: _Vector, a: _Vector, b: _Vector, c: _Vector) -> Iterator[_Vector]:
+    """Cells of a box that is one cell thick in two directions."""
+    along = max((a, b, c), key=_size)
+    step = _unit(along)
+    for index in range(_size(along)):
+        yield _add(start, _scale(step, index))
+
+
+_Box = tuple[_Vector, _Vector, _Vector, _Vector]
+
+
+def _split(start: _Vector, a: _Vector, b: _Vector, c: _Vector) -> list[_Box] | None:
+    """Sub-boxes `(start, a, b, c)` in walking order, or `None` for a line; each is entered where the last one ended."""
+    w, h, d = _size(a), _size(b), _size(c)
+    if sorted((w, h, d))[1] == 1:
+        return None
+    a2, b2, c2 = _half(a), _half(b), _half(c)
+    rest_a, rest_b, rest_c = _sub(a, a2), _sub(b, b2), _sub(c, c2)
+    last_a = _sub(a, _unit(a))
+    if 2 * w > 3 * h and 2 * w > 3 * d:
+        return [(start, a2, b, c), (_add(start, a2), rest_a, b, c)]
+    if 3 * h > 4 * d:
+        turn = _add(start, last_a, _sub(b2, _unit(b)))
+        return [(start, b2, c, a2), (_add(start, b2), a, rest_b, c), (turn, _neg(b2), c, _neg(rest_a))]
+    if 3 * d > 4 * h:
+        turn = _add(start, last_a, _sub(c2, _unit(c)))
+        return [(start, c2, a2, b), (_add(start, c2), a, b, rest_c), (turn, _neg(c2), _neg(rest_a), b)]
+    last_b2, last_c = _sub(b2, _unit(b)), _sub(c, _unit(c))
+    return [
+        (start, b2, c2, a2),
+        (_add(start, b2), c, a2, rest_b),
+        (_add(start, last_b2, last_c), a, _neg(b2), _neg(rest_c)),
+        (_add(start, last_a, b2, last_c), _neg(c), _neg(rest_a), rest_b),
+        (_add(start, last_a, last_b2), _neg(b2), c2, _neg(rest_a)),
+    ]
+
+
+def _size(v: _Vector) -> int:
+    return abs(v[0] + v[1] + v[2])
+
+
+def _unit(v: _Vector) -> _Vector:
+    size = max(_size(v), 1)
+    return (v[0] // size, v[1] // size, v[2] // size)
+
+
+def _half(v: _Vector) -> _Vector:
+    """Half of an axis vector; made even for sides over two, which keeps the curve unbroken where it can be."""
+    size = _size(v)
+    half = size // 2
+    if half % 2 and size > 2:
+        half += 1
+    return _scale(_unit(v), half)
+
+
+def _scale(v: _Vector, factor: int) -> _Vector:
+    return (v[0] * factor, v[1] * factor, v[2] * factor)
+
+
+def _neg(v: _Vector) -> _Vector:
+    return (-v[0], -v[1], -v[2])
+
+
+def _sub(v: _Vector, other: _Vector) -> _Vector:
+    return (v[0] - other[0], v[1] - other[1], v[2] - other[2])
+
+
+def _add(*vectors: _Vector) -> _Vector:
+    return (sum(v[0] for v in vectors), sum(v[1] for v in vectors), sum(v[2] for v in vectors))

@@ -1,0 +1,55 @@
+"""What a session did, for people: the text behind `session.summary()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastdit.session import Session
+
+REASONS = {
+    "dense_steps": "leading dense steps (schedule.dense_steps)",
+    "dense_layers": "dense layers (schedule.dense_layers)",
+    "min_tokens": "sequence shorter than min_tokens",
+}
+
+
+def summarize(session: Session) -> str:
+    """Method, density over the whole run, and why calls were dense."""
+    stats, config = session.stats, session.config
+    lines = [f"fastdit: {config.method} on {len(session.slots)} layers of {', '.join(session.transformer_names)}"]
+    total = stats.density()
+    if total is None:
+        return "\n".join([*lines, "  no run yet"])
+    sparse = stats.density(sparse_only=True)
+    dense_calls = stats.dense_reasons()
+    num_sparse = len(stats.records) - sum(dense_calls.values())
+    lines.append(f"  density over the whole run, dense calls included: {total:.3f}")
+    if sparse is None:
+        lines.append("  sparse calls: none, the whole run was dense")
+    else:
+        lines.append(f"  sparse calls: {num_sparse}, density {sparse:.3f}")
+    lines += [f"  dense calls: {count}, {REASONS.get(reason, reason)}" for reason, count in sorted(dense_calls.items())]
+    return "\n".join(lines + _layer_table(session))
+
+
+def _layer_table(session: Session) -> list[str]:
+    """Density of each layer (rows) over four equal parts of the run (columns), one table per transformer."""
+    lines = []
+    for number, name in enumerate(session.transformer_names):
+        cells = session.stats.layer_step_density(number)
+        if not cells:
+            continue
+        first, last = min(step for _, step in cells), max(step for _, step in cells)
+        width = max(1, -(-(last - first + 1) // 4))
+        parts = [range(start, min(start + width, last + 1)) for start in range(first, last + 1, width)]
+        titles = [f"{part[0]}-{part[-1]}" for part in parts]
+        lines.append(f"  {name}: density by layer and steps")
+        lines.append("    layer " + " ".join(f"{title:>7}" for title in titles))
+        for layer in sorted({layer for layer, _ in cells}):
+            means = []
+            for part in parts:
+                values = [cells[layer, step] for step in part if (layer, step) in cells]
+                means.append(f"{sum(values) / len(values):7.3f}" if values else "      -")
+            lines.append(f"    {layer:>5} " + " ".join(means))
+    return lines

@@ -1,0 +1,188 @@
+"""Everything `enable` attaches to one pipeline: clock, slots, cache, statistics, and the way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fastdit.attend import sparse_step
+from fastdit.clock import RunClock, Tick
+from fastdit.config import AttentionConfig
+from fastdit.errors import FastDitError, NotEnabledError, UnsupportedModelError
+from fastdit.grid import VideoGrid
+from fastdit.mask_cache import MaskCache
+from fastdit.statistics import CallRecord, RunStatistics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ForwardState:
+    """What the layers of one transformer call need to know.
+
+    Args:
+        tick: Step and branch.
+        grid: Geometry of the sequence.
+        dense_reason: Why all layers are dense in this call; `None` if the layers decide.
+    """
+
+    tick: Tick
+    grid: VideoGrid
+    dense_reason: str | None
+
+
+class LayerSlot:
+    """The session as one self-attention layer sees it.
+
+    Args:
+        session: Owner.
+        transformer: Number of the transformer in the pipeline.
+        layer: Number of the layer in the transformer.
+        name: Module path, for messages.
+        num_layers: Layers of the transformer.
+    """
+
+    def __init__(self, session: Session, transformer: int, layer: int, name: str, num_layers: int) -> None:
+        self.session = session
+        self.transformer = transformer
+        self.layer = layer
+        self.name = name
+        self.always_dense = session.config.schedule.is_dense_layer(layer, num_layers)
+
+    def wants_dense(self, sequence_length: int, batch: int, heads: int) -> bool:
+        """Whether this call is dense; notes it in the statistics if so.
+
+        Args:
+            sequence_length: Tokens `S` the layer was given.
+            batch: Batch entries.
+            heads: Attention heads.
+        """
+        forward = self.session.current_forward(self.transformer)
+        if forward is None:
+            return True
+        if sequence_length != forward.grid.length:
+            raise UnsupportedModelError(
+                f"layer {self.name} attends over {sequence_length} tokens, the video grid {forward.grid} has "
+                f"{forward.grid.length}: this mode of the model is not supported; call fastdit.disable(pipe) to go on"
+            )
+        reason = forward.dense_reason or ("dense_layers" if self.always_dense else None)
+        if reason is not None:
+            self._record(forward, reason, batch * heads * sequence_length**2, None)
+        return reason is not None
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Sparse attention of this call, after `wants_dense` said no.
+
+        Args:
+            query: `[B, S, H, D]` in the model's token order, after norms and RoPE.
+            key: `[B, S, H, D]`.
+            value: `[B, S, H, D]`.
+
+        Returns:
+            `[B, S, H, D]`.
+        """
+        forward = self.session.current_forward(self.transformer)
+        assert forward is not None, "attend is only called inside a transformer forward"
+        out, mask = sparse_step(query, key, value, forward.grid, self.session.config, self.session.cache)
+        batch, length, heads, _ = query.shape
+        self._record(forward, None, batch * heads * length**2, mask.kept_pairs().sum(0))
+        return out
+
+    def _record(self, forward: ForwardState, reason: str | None, pairs: int, kept: torch.Tensor | None) -> None:
+        tick = forward.tick
+        self.session.stats.add(
+            CallRecord(self.transformer, self.layer, tick.step, tick.branch, reason, pairs, kept)
+        )
+
+
+class Session:
+    """State of one enabled pipeline; also a context manager that disables it.
+
+    Args:
+        config: The method and its settings.
+        scheduler: The pipeline's scheduler, if any.
+    """
+
+    def __init__(self, config: AttentionConfig, scheduler: Any = None) -> None:
+        self.config = config
+        self.clock = RunClock(scheduler)
+        self.cache = MaskCache()
+        self.stats = RunStatistics()
+        self.slots: list[LayerSlot] = []
+        self.transformer_names: list[str] = []
+        self.on_close: Callable[[], None] = lambda: None
+        self._undo: list[Callable[[], None]] = []
+        self._forwards: dict[int, ForwardState] = {}
+        self._closed = False
+
+    def push_undo(self, action: Callable[[], None]) -> None:
+        """Add a way back; called before the change it undoes is made."""
+        self._undo.append(action)
+
+    def begin_forward(self, transformer: int, grid: VideoGrid) -> None:
+        """Settle step, branch and the decision for all layers of a transformer call.
+
+        Args:
+            transformer: Number of the transformer in the pipeline.
+            grid: Geometry of the call.
+        """
+        self._forwards.pop(transformer, None)
+        tick = self.clock.begin_forward(transformer)
+        self.stats.begin(tick.run)
+        reason: str | None = None
+        if grid.length < self.config.min_tokens:
+            reason = "min_tokens"
+        elif self.config.schedule.is_dense_step(tick.step, tick.num_inference_steps):
+            reason = "dense_steps"
+        self._forwards[transformer] = ForwardState(tick, grid, reason)
+
+    def current_forward(self, transformer: int) -> ForwardState | None:
+        """State of the transformer call in progress."""
+        return self._forwards.get(transformer)
+
+    def end_run(self) -> None:
+        """Note the end of a pipeline call; statistics stay readable until the next one begins."""
+        self.clock.end_run()
+        self._forwards.clear()
+
+    def reset(self) -> None:
+        """Forget the run in progress, e.g. between runs of a bare transformer without a scheduler."""
+        self.end_run()
+        self.cache.clear()
+
+    def summary(self) -> str:
+        """What the latest run did, as a text table."""
+        from fastdit.report import summarize
+
+        return summarize(self)
+
+    def close(self) -> None:
+        """Put the pipeline back as it was. Every step is tried; the first error is raised at the end."""
+        if self._closed:
+            raise NotEnabledError("this session is closed already")
+        self._closed = True
+        first: FastDitError | RuntimeError | None = None
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except (FastDitError, RuntimeError) as error:
+                first = first or error
+        self.cache.clear()
+        self._forwards.clear()
+        self.on_close()
+        if first is not None:
+            raise first
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._closed:
+            self.close()

@@ -1,0 +1,84 @@
+"""What a run did: which calls were dense and why, and how many scores the sparse ones computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+# Enough for a 60-layer model over 100 steps with three branches; older records are dropped beyond it.
+MAX_RECORDS = 20_000
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One self-attention call.
+
+    Args:
+        transformer: Number of the transformer in the pipeline.
+        layer: Number of the layer in the transformer.
+        step: Denoising step.
+        branch: Guidance branch.
+        dense_reason: Why the call was dense; `None` if it was sparse.
+        dense_pairs: Scores of dense attention, all heads and batch entries.
+        kept_pairs: Scores computed, int64 `[H]`, summed over the batch, on the device; `None` if dense.
+    """
+
+    transformer: int
+    layer: int
+    step: int
+    branch: str
+    dense_reason: str | None
+    dense_pairs: int
+    kept_pairs: torch.Tensor | None
+
+    def executed_pairs(self) -> int:
+        """Scores computed; reads the device."""
+        return self.dense_pairs if self.kept_pairs is None else int(self.kept_pairs.sum())
+
+
+@dataclass
+class RunStatistics:
+    """Records of the latest run, one per (transformer, layer, branch, step)."""
+
+    run: int = 0
+    records: dict[tuple[int, int, str, int], CallRecord] = field(default_factory=dict)
+
+    def begin(self, run: int) -> None:
+        """Start over if `run` is a new one."""
+        if run != self.run:
+            self.run = run
+            self.records = {}
+
+    def add(self, record: CallRecord) -> None:
+        """Keep a record; no device synchronisation."""
+        self.records[record.transformer, record.layer, record.branch, record.step] = record
+        if len(self.records) > MAX_RECORDS:
+            self.records.pop(next(iter(self.records)))
+
+    def density(self, *, sparse_only: bool = False) -> float | None:
+        """Scores computed / scores of dense attention over the run, dense calls included unless `sparse_only`.
+
+        Returns:
+            The density, or `None` if nothing was recorded.
+        """
+        chosen = [record for record in self.records.values() if not sparse_only or record.dense_reason is None]
+        total = sum(record.dense_pairs for record in chosen)
+        return sum(record.executed_pairs() for record in chosen) / total if total else None
+
+    def layer_step_density(self, transformer: int = 0) -> dict[tuple[int, int], float]:
+        """Density of each `(layer, step)` of a transformer, over its branches and heads."""
+        sums: dict[tuple[int, int], tuple[int, int]] = {}
+        for record in self.records.values():
+            if record.transformer == transformer:
+                done, total = sums.get((record.layer, record.step), (0, 0))
+                sums[record.layer, record.step] = (done + record.executed_pairs(), total + record.dense_pairs)
+        return {place: done / total for place, (done, total) in sums.items()}
+
+    def dense_reasons(self) -> dict[str, int]:
+        """Dense calls by reason."""
+        reasons: dict[str, int] = {}
+        for record in self.records.values():
+            if record.dense_reason is not None:
+                reasons[record.dense_reason] = reasons.get(record.dense_reason, 0) + 1
+        return reasons

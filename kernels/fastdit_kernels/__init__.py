@@ -1,0 +1,31 @@
+"""Block-sparse and pyramid-pooled attention on tensors: masks, tile layouts and implementations."""
+
+from fastdit_kernels.attention import block_sparse_attention
+from fastdit_kernels.block_mask import BlockMask
+from fastdit_kernels.dispatch import available_implementations
+from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
+from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.tiles import (
+    gather_tokens,
+    invert_order,
+    pad_to_tiles,
+    pool_pyramid,
+    scatter_tokens,
+    unpad_from_tiles,
+)
+
+__all__ = [
+    "BlockMask",
+    "FastDitError",
+    "InvalidInputError",
+    "KernelUnavailableError",
+    "TileLayout",
+    "available_implementations",
+    "block_sparse_attention",
+    "gather_tokens",
+    "invert_order",
+    "pad_to_tiles",
+    "pool_pyramid",
+    "scatter_tokens",
+    "unpad_from_tiles",
+]

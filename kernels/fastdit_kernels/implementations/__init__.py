@@ -1,0 +1,1 @@
+"""One module per implementation; they import neither each other nor the public functions."""
