@@ -40,9 +40,7 @@ def sparse_step(
     return out.transpose(1, 2).index_select(1, inverse), mask
 
 
-def _orders(
-    grid: VideoGrid, name: str, device: torch.device, cache: MaskCache
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _orders(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> tuple[torch.Tensor, torch.Tensor]:
     order = cache.get(("order", grid, name, device), lambda: token_order(grid, name).to(device))
     inverse = cache.get(("inverse", grid, name, device), lambda: invert_order(order))
     return order, inverse

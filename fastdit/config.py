@@ -95,7 +95,8 @@ class AdaptiveConfig(AttentionConfig):
             check_fraction("density", self.density)
         if self.min_density > self.max_density:
             raise ConfigError(
-                f"min_density={self.min_density} is above max_density={self.max_density}: the floor must not pass the cap"
+                f"min_density={self.min_density} is above max_density={self.max_density}: "
+                "the floor must not pass the cap"
             )
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid) -> BlockMask:

@@ -95,9 +95,7 @@ class LayerSlot:
 
     def _record(self, forward: ForwardState, reason: str | None, pairs: int, kept: torch.Tensor | None) -> None:
         tick = forward.tick
-        self.session.stats.add(
-            CallRecord(self.transformer, self.layer, tick.step, tick.branch, reason, pairs, kept)
-        )
+        self.session.stats.add(CallRecord(self.transformer, self.layer, tick.step, tick.branch, reason, pairs, kept))
 
 
 class Session:

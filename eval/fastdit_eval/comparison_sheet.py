@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 MAX_FRAMES = 6
 
 
-def draw_comparison(
-    dense: npt.NDArray[np.float32], sparse: npt.NDArray[np.float32], title: str, path: Path
-) -> None:
+def draw_comparison(dense: npt.NDArray[np.float32], sparse: npt.NDArray[np.float32], title: str, path: Path) -> None:
     """Write a PNG with rows dense, sparse and |difference| over evenly spaced frames.
 
     Args:

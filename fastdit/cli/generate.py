@@ -7,11 +7,12 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,12 @@ from fastdit.validation import check_choice, check_count
 
 if TYPE_CHECKING:
     from fastdit_pipelines.generation import Comparison, GenerationSettings
+
+
+def _count_or_fraction(_: Any, tokens: Sequence[Token]) -> int | float:
+    """`4` is a count and `0.2` a fraction; Cyclopts would round the latter to an int."""
+    text = tokens[0].value
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 @Parameter(name="*", group="Video")
@@ -74,7 +81,7 @@ class SparseOptions:
     min_density: float | None = None
     max_density: float | None = None
     density: float | None = None
-    dense_steps: int | float | None = None
+    dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
     order: str | None = None
     min_tokens: int | None = None
@@ -95,8 +102,8 @@ def generate(
     method: str = "adaptive",
     compare: bool = False,
     repeats: int = 1,
-    video: VideoOptions = VideoOptions(),  # noqa: B008  (frozen)
-    sparse: SparseOptions = SparseOptions(),  # noqa: B008  (frozen)
+    video: VideoOptions = VideoOptions(),
+    sparse: SparseOptions = SparseOptions(),
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Generate a video; with --compare the same video dense and sparse, with figures and a picture.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from fastdit.adapters import load_adapters
 
 
-def models(*, json_output: bool = False) -> None:
+def models(*, json_output: Annotated[bool, Parameter(name="--json")] = False) -> None:
     """List the supported model families and the bundled models.
 
     Args:

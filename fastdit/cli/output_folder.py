@@ -27,7 +27,9 @@ def staged_output(folder: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     except OSError as error:
         _remove_empty(missing)
-        raise OutputError(f"output {str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from error
+        raise OutputError(
+            f"output {str(folder)!r} cannot be written: {error.strerror}; give a writable folder"
+        ) from error
     try:
         yield staging
         for path in sorted(staging.iterdir()):

@@ -1,1 +1,4 @@
-"""Selectors: pure functions from tensors and geometry to a `BlockMask`. One file each; they do not import each other."""
+"""Selectors: pure functions from tensors and geometry to a `BlockMask`.
+
+One file each; they do not import each other.
+"""

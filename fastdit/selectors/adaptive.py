@@ -23,7 +23,7 @@ def tile_means(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
     Returns:
         `[B, H, num_tiles, D]`; padding does not count.
     """
-    sums = pad_to_tiles(x, layout).unflatten(2, (-1, layout.tile)).sum(3, dtype=torch.float32)
+    sums: torch.Tensor = pad_to_tiles(x, layout).unflatten(2, (-1, layout.tile)).sum(3, dtype=torch.float32)
     return sums / layout.tile_rows(x.device).view(1, 1, -1, 1)
 
 

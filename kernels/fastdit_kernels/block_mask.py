@@ -97,7 +97,7 @@ class BlockMask:
 
     @property
     def is_listed(self) -> torch.Tensor:
-        """bool `[B, H, NQ, K]`: which slots of `indices` are meant."""
+        """Bool `[B, H, NQ, K]`: which slots of `indices` are meant."""
         slots = torch.arange(self.indices.shape[-1], device=self.indices.device)
         return slots < self.counts.unsqueeze(-1)
 

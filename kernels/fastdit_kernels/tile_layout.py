@@ -13,7 +13,7 @@ MAX_LEVELS = 8
 
 @dataclass(frozen=True)
 class TileLayout:
-    """Rows of a token sequence arranged in tiles: `[level 0 | level 1 | ...]`, each level `[segment 0 | segment 1 | ...]`.
+    """Rows of a token sequence in tiles: `[level 0 | level 1 | ...]`, each level `[segment 0 | segment 1 | ...]`.
 
     Level `l` holds one row per run of `2**l` consecutive tokens of a segment; the last run may be shorter. Every
     segment of every level starts on a tile boundary; the rows up to the next boundary are padding.

@@ -54,12 +54,13 @@ class SessionHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
 
     def __init__(self, session: Session) -> None:
         super().__init__()
-        self.context = ContextListener(session)
+        self.context: ContextListener | None = ContextListener(session)
         self._session = session
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Called by the pipeline at the end of every call."""
-        self.context.reset()
+        if self.context is not None:
+            self.context.reset()
         self._session.end_run()
         return module
 

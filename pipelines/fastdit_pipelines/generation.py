@@ -108,9 +108,7 @@ class Comparison:
     summary: str
 
 
-def compare(
-    pipe: Any, settings: GenerationSettings, config: fastdit.AttentionConfig, repeats: int = 1
-) -> Comparison:
+def compare(pipe: Any, settings: GenerationSettings, config: fastdit.AttentionConfig, repeats: int = 1) -> Comparison:
     """Run dense and sparse in turn, in one process, from one seed.
 
     Args:

@@ -67,7 +67,7 @@ def load_pipeline(model: str, *, dtype: torch.dtype | None = None, device: str |
     source = str(BUNDLED_MODELS[model].folder) if model in BUNDLED_MODELS else model
     _check_source(model, source)
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError, ImportError) as error:
         # Diffusers raises all of these for damaged folders; the cause stays attached.
         lines = str(error).strip().splitlines()
@@ -81,6 +81,8 @@ def _check_source(model: str, source: str) -> None:
     path = Path(source)
     accepted = f"accepted are {', '.join(map(repr, BUNDLED_MODELS))}, a Diffusers folder, or a Hub id 'owner/name'"
     if path.exists() and not (path / "model_index.json").is_file():
-        raise ModelLoadError(f"model {model!r} is no Diffusers pipeline folder, model_index.json is missing; {accepted}")
+        raise ModelLoadError(
+            f"model {model!r} is no Diffusers pipeline folder, model_index.json is missing; {accepted}"
+        )
     if not path.exists() and (source.count("/") != 1 or source.startswith(("/", ".", "~"))):
         raise ModelLoadError(f"model {model!r} does not exist; {accepted}")

@@ -38,6 +38,7 @@ class WanSparseProcessor:
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        """One attention layer, with the signature of `WanAttnProcessor`: `[B, S, H * D]` in and out."""
         if encoder_hidden_states is not None or attention_mask is not None:
             return self._dense(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         if self._parallel_config is not None:

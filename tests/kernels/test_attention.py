@@ -46,7 +46,9 @@ def brute_force(q, k, v, mask):
                                     logs.append(math.log(run.stop - run.start))
                         column, start = column + tiles, start + length
                 if keys:
-                    scores = q[b, h, list(rows)] @ torch.stack(keys).T / math.sqrt(q.shape[-1]) + torch.tensor(logs, dtype=torch.float64)
+                    scores = q[b, h, list(rows)] @ torch.stack(keys).T / math.sqrt(q.shape[-1]) + torch.tensor(
+                        logs, dtype=torch.float64
+                    )
                     lse[b, h, list(rows)] = scores.logsumexp(-1)
                     out[b, h, list(rows)] = scores.softmax(-1) @ torch.stack(values)
     return out, lse
@@ -166,9 +168,7 @@ def test_equal_tokens_inside_each_group_make_pooling_exact(implementation, lengt
     layout = TileLayout((length,), tile, level + 1)
     keep = torch.zeros(1, 1, -(-length // 32), layout.total_tiles, dtype=torch.bool)
     keep[..., layout.level_offset(level) :] = True
-    mask = BlockMask.from_dense(
-        keep, q_len=length, kv_len=length, q_tile=32, kv_tile=tile, num_levels=level + 1
-    )
+    mask = BlockMask.from_dense(keep, q_len=length, kv_len=length, q_tile=32, kv_tile=tile, num_levels=level + 1)
     mask.validate()
     assert mask.coverage() == 1.0
     out, lse = block_sparse_attention(q, k, v, mask, return_lse=True, implementation=implementation)

@@ -75,8 +75,6 @@ def test_shapes_and_dtypes_are_checked_at_construction():
     with pytest.raises(InvalidInputError, match="int32"):
         BlockMask(torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, dtype=torch.int32), layout, layout)
     with pytest.raises(InvalidInputError, match="3 query tiles"):
-        BlockMask(
-            torch.zeros(1, 1, 3, 1, dtype=torch.int32), torch.zeros(1, 1, 3, dtype=torch.int32), layout, layout
-        )
+        BlockMask(torch.zeros(1, 1, 3, 1, dtype=torch.int32), torch.zeros(1, 1, 3, dtype=torch.int32), layout, layout)
     with pytest.raises(InvalidInputError, match=r"\[B, H, 2, 2\]"):
         BlockMask.from_dense(torch.ones(1, 1, 2, 5, dtype=torch.bool), q_len=16, kv_len=16, q_tile=8, kv_tile=8)

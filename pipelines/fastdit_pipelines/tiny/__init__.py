@@ -1,0 +1,1 @@
+"""The bundled model: its procedural world, its parts, and its training."""

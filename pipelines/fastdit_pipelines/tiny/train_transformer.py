@@ -143,7 +143,8 @@ def flow_matching_loss(
         encoder_hidden_states=text,
         return_dict=False,
     )[0]
-    return (velocity - (noise - clips)).square().mean()
+    loss: torch.Tensor = (velocity - (noise - clips)).square().mean()
+    return loss
 
 
 def _locate(stages: tuple[Stage, ...], step: int) -> tuple[int, Stage, float]:

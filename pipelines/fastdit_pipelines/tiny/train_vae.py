@@ -83,14 +83,17 @@ def sample_clips(sampler: SceneSampler, window: Window, generator: torch.Generat
     return torch.stack(clips) * 2 - 1
 
 
-def reconstruction_loss(vae: AutoencoderKLWan, clips: torch.Tensor, noise: torch.Tensor, kl_weight: float) -> torch.Tensor:
+def reconstruction_loss(
+    vae: AutoencoderKLWan, clips: torch.Tensor, noise: torch.Tensor, kl_weight: float
+) -> torch.Tensor:
     """L1 + 2 x MSE of the clip, L1 of its spatial differences (sharp edges), and a small KL term."""
     posterior = vae.encode(clips).latent_dist
     restored = vae.decode(posterior.mean + posterior.std * noise).sample
     loss = F.l1_loss(restored, clips) + 2 * F.mse_loss(restored, clips)
     for dim in (-1, -2):
         loss = loss + F.l1_loss(restored.diff(dim=dim), clips.diff(dim=dim))
-    return loss + kl_weight * posterior.kl().mean() / clips[0].numel() * 1e3
+    total: torch.Tensor = loss + kl_weight * posterior.kl().mean() / clips[0].numel() * 1e3
+    return total
 
 
 def train_vae(vae: AutoencoderKLWan, config: VaeTraining, directory: Path, name: str) -> AutoencoderKLWan:

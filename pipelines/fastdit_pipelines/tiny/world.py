@@ -102,9 +102,7 @@ class SceneSampler:
         return options[int(torch.randint(len(options), (), generator=self._generator))]
 
     def _object(self, lane: tuple[float, float] | None) -> MovingObject:
-        shape, color, direction = self._triples[
-            int(torch.randint(len(self._triples), (), generator=self._generator))
-        ]
+        shape, color, direction = self._triples[int(torch.randint(len(self._triples), (), generator=self._generator))]
         speed = self._choice(list(SPEEDS))
         low, high = RADIUS_RANGE
         radius = self._uniform(low, high if lane is None else min(high, 0.16))
@@ -117,9 +115,7 @@ class SceneSampler:
             last = span[1] - border - max(0.0, step * travel)
             spans.append((min(first, last), max(first, last)) if first <= last else ((first + last) / 2,) * 2)
         start = (self._uniform(*spans[0]), self._uniform(*spans[1]))
-        return MovingObject(
-            shape=shape, color=color, direction=direction, speed=speed, radius=radius, start=start
-        )
+        return MovingObject(shape=shape, color=color, direction=direction, speed=speed, radius=radius, start=start)
 
     def sample(self) -> Scene:
         """Draw one scene; two objects get disjoint horizontal lanes and never overlap."""
