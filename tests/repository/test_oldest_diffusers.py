@@ -1,0 +1,35 @@
+"""The pipeline tests again, on the oldest Diffusers that the metadata allows."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_pipelines_work_on_the_oldest_supported_diffusers(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floor = next(line for line in project["dependencies"] if line.startswith("diffusers>="))
+    oldest = floor.replace(">=", "==") + ".0"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path)]
+    subprocess.run([*pip, "--no-deps", oldest], check=True, capture_output=True)
+    # What that release needs and newer ones no longer bring along.
+    subprocess.run([*pip, "httpx"], check=True, capture_output=True)
+    script = (
+        "import diffusers, pytest, sys;"
+        f"assert diffusers.__version__ == {oldest.split('==')[1]!r}, diffusers.__version__;"
+        "sys.exit(pytest.main(['-q', 'tests/pipelines/test_wan.py']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
