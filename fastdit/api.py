@@ -53,7 +53,7 @@ def enable(pipe: Any, config: AttentionConfig | None = None) -> Session:
         session.close()
         raise
     _sessions[pipe] = session
-    session.on_close = _forgetter(weakref.ref(pipe))
+    session.push_undo(_forgetter(weakref.ref(pipe)))
     return session
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from fastdit.attend import sparse_step
 from fastdit.clock import RunClock, Tick
 from fastdit.config import AttentionConfig
-from fastdit.errors import FastDitError, NotEnabledError, UnsupportedModelError
+from fastdit.errors import NotEnabledError, UnsupportedModelError
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
 from fastdit.statistics import CallRecord, RunStatistics
@@ -113,14 +114,13 @@ class Session:
         self.stats = RunStatistics()
         self.slots: list[LayerSlot] = []
         self.transformer_names: list[str] = []
-        self.on_close: Callable[[], None] = lambda: None
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
         self._forwards: dict[int, ForwardState] = {}
         self._closed = False
 
     def push_undo(self, action: Callable[[], None]) -> None:
-        """Add a way back; called before the change it undoes is made."""
-        self._undo.append(action)
+        """Add a way back, run by `close` in reverse order."""
+        self._undo.callback(action)
 
     def begin_forward(self, transformer: int, grid: VideoGrid) -> None:
         """Settle step, branch and the decision for all layers of a transformer call.
@@ -160,21 +160,13 @@ class Session:
         return summarize(self)
 
     def close(self) -> None:
-        """Put the pipeline back as it was. Every step is tried; the first error is raised at the end."""
+        """Put the pipeline back as it was, last change first. An error in one step does not stop the others."""
         if self._closed:
             raise NotEnabledError("this session is closed already")
         self._closed = True
-        first: FastDitError | RuntimeError | None = None
-        while self._undo:
-            try:
-                self._undo.pop()()
-            except (FastDitError, RuntimeError) as error:
-                first = first or error
         self.cache.clear()
         self._forwards.clear()
-        self.on_close()
-        if first is not None:
-            raise first
+        self._undo.close()
 
     def __enter__(self) -> Session:
         return self

@@ -82,10 +82,10 @@ def attach_session(transformer: nn.Module, session: Session, number: int, read_g
         session.begin_forward(number, read_grid(module, args, kwargs))
 
     had_forward = "forward" in vars(transformer)
-    handle = transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     registry.register_hook(SessionHook(session), HOOK_NAME)
     installed = vars(transformer)["forward"]
+    handle = transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
 
     def detach() -> None:
         handle.remove()

@@ -135,7 +135,7 @@ class SceneSampler:
                 return candidate
 
 
-def _signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
     """Distance to the outline, negative inside; `x`, `y` relative to the centre, y downwards."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
@@ -177,7 +177,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> torch.Tens
         travel = SPEEDS[item.speed] * side
         center_x = (item.start[0] * width + dx * travel * time).view(-1, 1, 1)
         center_y = (item.start[1] * height + dy * travel * time).view(-1, 1, 1)
-        distance = _signed_distance(item.shape, columns - center_x, rows - center_y, item.radius * side)
+        distance = signed_distance(item.shape, columns - center_x, rows - center_y, item.radius * side)
         cover = (0.5 - distance).clamp(0, 1).unsqueeze(1)
         color = torch.tensor(COLORS[item.color]).view(1, 3, 1, 1)
         frames = frames * (1 - cover) + color * cover

@@ -1,0 +1,100 @@
+"""The training of the bundled model, a few steps of it: it learns, and it resumes on the same curve."""
+
+import json
+
+import pytest
+import torch
+
+from fastdit_pipelines.tiny import train_transformer as transformer_module
+from fastdit_pipelines.tiny import train_vae as vae_module
+from fastdit_pipelines.tiny.components import build_pipeline
+from fastdit_pipelines.tiny.train_transformer import Stage, TransformerTraining, train_transformer
+from fastdit_pipelines.tiny.train_vae import VaeTraining, Window, set_latent_statistics, train_vae
+
+VAE = VaeTraining(
+    num_steps=20, windows=(Window(batch_size=1, num_frames=5, size=16),), learning_rate=2e-3, save_every=10
+)
+
+
+def stage(num_steps):
+    return Stage(
+        num_frames=5,
+        size=32,
+        batch_size=4,
+        num_steps=num_steps,
+        pool_size=16,
+        learning_rate=2e-3,
+        final_learning_rate=1e-3,
+    )
+
+
+TRANSFORMER = TransformerTraining(stages=(stage(15), stage(15)), text_lengths=(24, 32), save_every=10)
+
+
+def curve(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(function, calls):
+    """The same function, dying at one call more than `calls`."""
+    count = []
+
+    def wrapper(*args):
+        count.append(1)
+        if len(count) > calls:
+            raise Killed
+        return function(*args)
+
+    return wrapper
+
+
+@pytest.mark.slow
+def test_the_autoencoder_resumes_on_the_same_curve(tmp_path, monkeypatch):
+    whole = train_vae(build_pipeline().vae, VAE, tmp_path / "whole", "vae")
+    with monkeypatch.context() as patched:
+        patched.setattr(vae_module, "reconstruction_loss", killed_after(vae_module.reconstruction_loss, 15))
+        with pytest.raises(Killed):
+            train_vae(build_pipeline().vae, VAE, tmp_path / "parts", "vae")
+    resumed = train_vae(build_pipeline(seed=5).vae, VAE, tmp_path / "parts", "vae")
+    assert curve(tmp_path / "whole" / "vae_loss.jsonl") == curve(tmp_path / "parts" / "vae_loss.jsonl")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_the_transformer_learns_and_resumes_on_the_same_curve(tmp_path, monkeypatch):
+    def fresh(seed=0):
+        pipe = build_pipeline(seed)
+        pipe.vae = vae
+        return pipe
+
+    vae = build_pipeline().vae
+    set_latent_statistics(vae, num_clips=4)
+    whole = train_transformer(fresh(), TRANSFORMER, tmp_path / "whole")
+    points = curve(tmp_path / "whole" / "transformer_loss.jsonl")
+    assert points[-1]["smooth"] < points[0]["smooth"]
+    assert [point["stage"] for point in points] == [0, 1, 1]
+    with monkeypatch.context() as patched:
+        dying = killed_after(transformer_module.flow_matching_loss, 17)
+        patched.setattr(transformer_module, "flow_matching_loss", dying)
+        with pytest.raises(Killed):
+            train_transformer(fresh(), TRANSFORMER, tmp_path / "parts")
+    resumed = train_transformer(fresh(seed=5), TRANSFORMER, tmp_path / "parts")
+    again = curve(tmp_path / "parts" / "transformer_loss.jsonl")
+    assert [point["loss"] for point in again] == [point["loss"] for point in points]
+    for name, value in whole.transformer.state_dict().items():
+        assert torch.equal(value, resumed.transformer.state_dict()[name]), name
+    assert json.loads((tmp_path / "whole" / "transformer_config.json").read_text())["seed"] == TRANSFORMER.seed
+
+
+def test_building_leaves_the_global_random_state_alone():
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    first, second = build_pipeline(), build_pipeline()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, value in first.transformer.state_dict().items():
+        assert torch.equal(value, second.transformer.state_dict()[name])
