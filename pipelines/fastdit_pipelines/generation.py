@@ -130,6 +130,8 @@ def compare(pipe: Any, settings: GenerationSettings, config: fastdit.AttentionCo
             return generate(pipe, settings, label)
 
     runs: dict[str, Callable[[str], Frames]] = {"dense": dense, "sparse": sparse}
+    # A pipeline that cannot be enabled is refused before the first dense run, not after it.
+    fastdit.enable(pipe, config).close()
     _warm_up(pipe, settings)
     for repeat in range(repeats):
         for kind in ("dense", "sparse") if repeat % 2 == 0 else ("sparse", "dense"):

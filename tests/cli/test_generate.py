@@ -133,7 +133,8 @@ def test_an_unsupported_pipeline_is_named(folder, tmp_path, capsys, monkeypatch)
     from fastdit_pipelines.wan import WanAdapter
 
     monkeypatch.setattr(WanAdapter, "transformer_classes", ("SomethingElse",))
-    assert run(folder, tmp_path / "out", *SMALL) == 1
+    monkeypatch.setattr("diffusers.WanPipeline.__call__", lambda *_, **__: pytest.fail("refuse before running"))
+    assert run(folder, tmp_path / "out", "--compare", *SMALL) == 1
     assert "WanTransformer3DModel is not supported; supported are SomethingElse" in capsys.readouterr().err
 
 
