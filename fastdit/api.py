@@ -44,7 +44,7 @@ def enable(pipe: Any, config: AttentionConfig | None = None) -> Session:
     found = [(name, module, find_adapter(module)) for name, module in find_transformers(pipe)]
     if pipe in _sessions:
         raise AlreadyEnabledError(f"{type(pipe).__name__} is enabled already: call fastdit.disable(pipe) first")
-    session = Session(config, getattr(pipe, "scheduler", None))
+    session = Session(config, pipe)
     try:
         for number, (name, module, adapter) in enumerate(found):
             session.transformer_names.append(name)

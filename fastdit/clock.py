@@ -33,10 +33,11 @@ class RunClock:
     """One clock for all transformers of a pipeline.
 
     Args:
-        scheduler: The pipeline's scheduler, if any; held weakly.
+        pipe: What has a `scheduler`, if anything; held weakly. It is read anew at every call, because users exchange
+            schedulers.
     """
 
-    scheduler: Any = None
+    pipe: Any = None
     _context: tuple[str, int | None, int | None] | None = None
     _run: int = 0
     _running: bool = False
@@ -46,7 +47,7 @@ class RunClock:
     _unnamed: tuple[int, int] = (-1, 0)
 
     def __post_init__(self) -> None:
-        self.scheduler = None if self.scheduler is None else weakref.ref(self.scheduler)
+        self.pipe = None if self.pipe is None else weakref.ref(self.pipe)
 
     def set_context(self, name: str | None, step: int | None = None, num_inference_steps: int | None = None) -> None:
         """Note the cache context the pipeline has entered; `None` when it leaves."""
@@ -63,7 +64,7 @@ class RunClock:
         Args:
             transformer: Number of the transformer within the pipeline.
         """
-        scheduler = self.scheduler() if self.scheduler is not None else None
+        scheduler = getattr(self.pipe(), "scheduler", None) if self.pipe is not None else None
         timesteps = getattr(scheduler, "timesteps", None)
         if not self._running or timesteps is not self._timesteps:
             self._start_run(timesteps)

@@ -104,12 +104,12 @@ class Session:
 
     Args:
         config: The method and its settings.
-        scheduler: The pipeline's scheduler, if any.
+        pipe: What is enabled; only its scheduler is read, and it is held weakly.
     """
 
-    def __init__(self, config: AttentionConfig, scheduler: Any = None) -> None:
+    def __init__(self, config: AttentionConfig, pipe: Any = None) -> None:
         self.config = config
-        self.clock = RunClock(scheduler)
+        self.clock = RunClock(pipe)
         self.cache = MaskCache()
         self.stats = RunStatistics()
         self.slots: list[LayerSlot] = []

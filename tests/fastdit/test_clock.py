@@ -32,6 +32,11 @@ def named_run(clock, steps, *, told=False, branches=("cond", "uncond"), schedule
     return ticks
 
 
+class Pipe:
+    def __init__(self, scheduler=None):
+        self.scheduler = scheduler
+
+
 EXPECTED = [(0, "cond"), (0, "uncond"), (1, "cond"), (1, "uncond"), (2, "cond"), (2, "uncond")]
 
 
@@ -47,25 +52,29 @@ def test_step_from_the_context():
 
 def test_step_from_the_scheduler():
     scheduler = Scheduler(3)
-    ticks = named_run(RunClock(scheduler), 3, scheduler=scheduler)
+    pipe = Pipe(scheduler)
+    ticks = named_run(RunClock(pipe), 3, scheduler=scheduler)
     assert places(ticks) == EXPECTED
     assert {tick.num_inference_steps for tick in ticks} == {3}
 
 
 def test_step_by_counting_calls_per_branch():
     scheduler = Scheduler(3, with_index=False)
-    assert places(named_run(RunClock(scheduler), 3, scheduler=scheduler)) == EXPECTED
+    pipe = Pipe(scheduler)
+    assert places(named_run(RunClock(pipe), 3, scheduler=scheduler)) == EXPECTED
 
 
 def test_batched_guidance_is_one_branch():
     scheduler = Scheduler(2)
-    ticks = named_run(RunClock(scheduler), 2, branches=("cond_uncond",), scheduler=scheduler)
+    pipe = Pipe(scheduler)
+    ticks = named_run(RunClock(pipe), 2, branches=("cond_uncond",), scheduler=scheduler)
     assert places(ticks) == [(0, "cond_uncond"), (1, "cond_uncond")]
 
 
 def test_calls_without_a_context_are_told_apart_by_position():
     scheduler = Scheduler(2)
-    clock = RunClock(scheduler)
+    pipe = Pipe(scheduler)
+    clock = RunClock(pipe)
     ticks = []
     for _ in range(2):
         ticks += [clock.begin_forward(0), clock.begin_forward(0)]
@@ -76,16 +85,16 @@ def test_calls_without_a_context_are_told_apart_by_position():
 def test_two_transformers_share_the_clock():
     for told in (True, False):
         scheduler = Scheduler(4)
-        ticks = named_run(
-            RunClock(scheduler), 4, told=told, scheduler=scheduler, transformer=lambda step: int(step >= 2)
-        )
+        pipe = Pipe(scheduler)
+        ticks = named_run(RunClock(pipe), 4, told=told, scheduler=scheduler, transformer=lambda step: int(step >= 2))
         assert [tick.step for tick in ticks] == [0, 0, 1, 1, 2, 2, 3, 3]
         assert len({tick.run for tick in ticks}) == 1
 
 
 def test_a_new_run_after_the_end_of_the_last():
     scheduler = Scheduler(3, with_index=False)
-    clock = RunClock(scheduler)
+    pipe = Pipe(scheduler)
+    clock = RunClock(pipe)
     first = named_run(clock, 3, scheduler=scheduler)
     clock.end_run()
     second = named_run(clock, 3, scheduler=scheduler)
@@ -96,7 +105,8 @@ def test_a_new_run_after_the_end_of_the_last():
 def test_a_run_that_died_does_not_shift_the_next():
     for with_index in (True, False):
         scheduler = Scheduler(3, with_index=with_index)
-        clock = RunClock(scheduler)
+        pipe = Pipe(scheduler)
+        clock = RunClock(pipe)
         named_run(clock, 2, scheduler=scheduler)  # no end_run: an exception
         clock.set_context("cond")  # diffusers 0.40 leaves the context set
         scheduler.set_timesteps(3)
@@ -111,17 +121,23 @@ def test_a_died_run_is_noticed_without_a_scheduler_when_the_step_goes_back():
     assert second[0].run == first[-1].run + 1
 
 
-def test_the_scheduler_is_not_kept_alive():
-    scheduler = Scheduler(2)
-    clock = RunClock(scheduler)
-    del scheduler
+def test_the_pipeline_is_not_kept_alive():
+    pipe = Pipe(Scheduler(2))
+    clock = RunClock(pipe)
+    del pipe
     clock.set_context("cond", 0, 5)
     assert clock.begin_forward(0).num_inference_steps == 5
 
 
-def test_a_scheduler_without_timesteps_is_no_obstacle():
-    class Bare:
-        pass
+def test_a_scheduler_exchanged_later_is_the_one_that_counts():
+    pipe = Pipe(Scheduler(9))
+    clock = RunClock(pipe)
+    pipe.scheduler = Scheduler(3)
+    ticks = named_run(clock, 3, scheduler=pipe.scheduler)
+    assert places(ticks) == EXPECTED
+    assert {tick.num_inference_steps for tick in ticks} == {3}
 
-    scheduler = Bare()
-    assert RunClock(scheduler).begin_forward(0).step == 0
+
+def test_a_scheduler_without_timesteps_is_no_obstacle():
+    pipe = Pipe(object())
+    assert RunClock(pipe).begin_forward(0).step == 0
