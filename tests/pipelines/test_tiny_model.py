@@ -1,0 +1,94 @@
+"""The bundled weights: genuine, small, and good for a sparse run that is faster and looks the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import fastdit
+from fastdit_eval.fidelity import measure_fidelity
+from fastdit_pipelines.generation import GenerationSettings, compare, generate
+from fastdit_pipelines.loading import BUNDLED_MODELS, load_pipeline, model_defaults
+
+PROMPT = "a red circle moving left on a dark background"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline("tiny")
+
+
+def settings(**changes):
+    defaults = {name: value for name, value in model_defaults("tiny").items() if name != "fps"}
+    return GenerationSettings(**{"prompt": PROMPT, **defaults, **changes})
+
+
+def test_it_is_a_stock_wan_pipeline(pipe):
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    assert type(pipe) is WanPipeline
+    assert type(pipe.transformer) is WanTransformer3DModel
+    assert type(pipe.vae) is AutoencoderKLWan
+    assert type(pipe.text_encoder).__name__ == "UMT5EncoderModel"
+
+
+def test_it_is_small_and_safe():
+    files = [path for path in BUNDLED_MODELS["tiny"].folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors"}
+
+
+def test_its_default_size_has_thousands_of_tokens(pipe):
+    defaults = model_defaults("tiny")
+    config = pipe.vae.config
+    frames = (defaults["num_frames"] - 1) // config.scale_factor_temporal + 1
+    side = defaults["height"] // config.scale_factor_spatial // pipe.transformer.config.patch_size[1]
+    assert frames * side**2 == 4352
+
+
+def test_words_of_the_grammar_are_single_tokens(pipe):
+    assert pipe.tokenizer.tokenize(PROMPT) == ["▁" + word for word in PROMPT.split()]
+
+
+@pytest.mark.parametrize("num_frames", [9, 13, 33])
+def test_the_autoencoder_keeps_clips(pipe, num_frames):
+    from fastdit_pipelines.tiny.world import SceneSampler, render
+
+    sampler = SceneSampler(123)
+    for _ in range(2):
+        frames = render(sampler.sample(), num_frames, 64, 64)
+        with torch.no_grad():
+            latents = pipe.vae.encode(frames.transpose(0, 1)[None] * 2 - 1).latent_dist.mean
+            restored = pipe.vae.decode(latents).sample[0].transpose(0, 1) / 2 + 0.5
+        error = (restored - frames).square().mean((1, 2, 3))
+        # The worst frame counts: a drift over time would show in the last ones.
+        assert -10 * torch.log10(error.max()) >= 26
+
+
+@pytest.mark.slow
+def test_a_sparse_run_is_faster_and_close_to_dense(pipe):
+    config = fastdit.AdaptiveConfig(schedule=fastdit.Schedule(dense_steps=1))
+    result = compare(pipe, settings(num_inference_steps=5), config)
+    assert result.density < 0.6
+    assert result.sparse_seconds[0] < result.dense_seconds[0]
+    assert measure_fidelity(result.dense_frames, result.sparse_frames).psnr >= 20
+
+
+@pytest.mark.slow
+def test_the_prompt_decides_colour_and_background(pipe):
+    small = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 8}
+    backgrounds = {"dark": 0.08, "gray": 0.45, "light": 0.92}
+    for background, level in backgrounds.items():
+        frames = generate(pipe, settings(prompt=f"a red circle moving left on a {background} background", **small))
+        assert abs(float(np.median(frames)) - level) < 0.15
+        difference = frames[..., 0] - frames[..., 2]
+        assert (difference > 0.3).mean() > 0.003
+
+
+def test_the_record_of_the_training_is_kept():
+    folder = BUNDLED_MODELS["tiny"].folder.parents[3] / "docs" / "tiny-training"
+    for name in ("vae_short", "vae_long", "transformer"):
+        points = [json.loads(line) for line in (folder / f"{name}_loss.jsonl").read_text().splitlines()]
+        assert points[-1]["loss"] < points[0]["loss"]
+        assert (folder / f"{name}_config.json").is_file()
