@@ -63,7 +63,7 @@ class VideoOptions:
 @Parameter(name="*", group="Sparse attention")
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions:
-    """Settings of the method; unset ones take the method's defaults.
+    """Settings of the method; unset ones take the bundled model's, else the method's defaults.
 
     Args:
         top_p: Share of the estimated attention mass to keep per query tile.
@@ -87,9 +87,9 @@ class SparseOptions:
     min_tokens: int | None = None
     implementation: str | None = None
 
-    def build(self, method: str) -> AttentionConfig:
-        """The config of `method` with these settings."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+    def build(self, method: str, defaults: dict[str, Any]) -> AttentionConfig:
+        """The config of `method` with these settings over `defaults`."""
+        given = defaults | {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         schedule = {name: given.pop(name) for name in ("dense_steps", "dense_layers") if name in given}
         return METHODS[method](schedule=Schedule(**schedule), **given)
 
@@ -125,9 +125,10 @@ def generate(
     check_count("repeats", repeats, 1)
     if compare and method == "dense":
         raise ConfigError("method='dense' with --compare: choose a sparse method to compare with dense")
-    config = None if method == "dense" else sparse.build(method)
+    from fastdit_pipelines.loading import load_pipeline, method_defaults
+
+    config = None if method == "dense" else sparse.build(method, method_defaults(model, method))
     settings, fps = _settings(model, prompt, video)
-    from fastdit_pipelines.loading import load_pipeline
 
     with staged_output(output) as folder:
         pipe = load_pipeline(model)

@@ -29,10 +29,10 @@ class BundledModel:
     folder: Path
     description: str
 
-    def defaults(self) -> dict[str, Any]:
-        """Call arguments the model was made for."""
-        settings: dict[str, Any] = json.loads((self.folder / "defaults.json").read_text())
-        return settings
+    def defaults(self, section: str) -> dict[str, Any]:
+        """Settings the model was made for: section `"call"`, or `"methods"` by name of the method."""
+        settings: dict[str, dict[str, Any]] = json.loads((self.folder / "defaults.json").read_text())
+        return settings[section]
 
 
 BUNDLED_MODELS = {
@@ -46,7 +46,12 @@ BUNDLED_MODELS = {
 
 def model_defaults(model: str) -> dict[str, Any]:
     """Default call arguments of a model; empty for models that are not bundled."""
-    return BUNDLED_MODELS[model].defaults() if model in BUNDLED_MODELS else {}
+    return BUNDLED_MODELS[model].defaults("call") if model in BUNDLED_MODELS else {}
+
+
+def method_defaults(model: str, method: str) -> dict[str, Any]:
+    """Settings of a sparse method that suit a model, e.g. its dense steps; empty for models that are not bundled."""
+    return BUNDLED_MODELS[model].defaults("methods").get(method, {}) if model in BUNDLED_MODELS else {}
 
 
 def load_pipeline(model: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
