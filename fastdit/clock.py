@@ -7,7 +7,7 @@ Sources of the step, in order of trust: the pipeline's cache context (Wan, diffu
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 
@@ -37,7 +37,7 @@ class RunClock:
             schedulers.
     """
 
-    pipe: Any = None
+    pipe: InitVar[Any] = None
     _context: tuple[str, int | None, int | None] | None = None
     _run: int = 0
     _running: bool = False
@@ -46,8 +46,8 @@ class RunClock:
     _calls: dict[str, int] = field(default_factory=dict)
     _unnamed: tuple[int, int] = (-1, 0)
 
-    def __post_init__(self) -> None:
-        self.pipe = None if self.pipe is None else weakref.ref(self.pipe)
+    def __post_init__(self, pipe: Any) -> None:
+        self._pipe = None if pipe is None else weakref.ref(pipe)
 
     def set_context(self, name: str | None, step: int | None = None, num_inference_steps: int | None = None) -> None:
         """Note the cache context the pipeline has entered; `None` when it leaves."""
@@ -64,7 +64,7 @@ class RunClock:
         Args:
             transformer: Number of the transformer within the pipeline.
         """
-        scheduler = getattr(self.pipe(), "scheduler", None) if self.pipe is not None else None
+        scheduler = getattr(self._pipe(), "scheduler", None) if self._pipe is not None else None
         timesteps = getattr(scheduler, "timesteps", None)
         if not self._running or timesteps is not self._timesteps:
             self._start_run(timesteps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from fastdit.errors import NotEnabledError, UnsupportedModelError
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
 from fastdit.statistics import CallRecord, RunStatistics
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def pad_to_tiles(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
     """
     if x.shape[2] != layout.length:
         raise InvalidInputError(f"{x.shape[2]} tokens given, the layout has {layout.length}")
-    if all(length % layout.tile == 0 for length in layout.segments):
+    if layout.is_exact:
         return x.contiguous()
     parts = []
     for part, tiles in zip(x.split(layout.segments, dim=2), layout.segment_tiles(0), strict=True):

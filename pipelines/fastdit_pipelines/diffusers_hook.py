@@ -7,7 +7,6 @@ the hook's `reset_state`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -120,4 +119,4 @@ def forwarded(name: str) -> Any:
     def write(processor: Any, value: Any) -> None:
         setattr(processor.original, name, value)
 
-    return property(functools.partial(read), functools.partial(write))
+    return property(read, write)

@@ -75,16 +75,19 @@ def generate(pipe: Any, settings: GenerationSettings, label: str = "generate") -
         Frames `[F, H, W, 3]`, float32 in [0, 1], before any video encoding.
     """
     pipe.set_progress_bar_config(desc=label)
-    generator = torch.Generator("cpu").manual_seed(settings.seed)
+    output = _call(pipe, {**settings.call_arguments(), "output_type": "np"}, settings.seed)
+    frames: Frames = np.asarray(output.frames[0], dtype=np.float32)
+    return frames
+
+
+def _call(pipe: Any, arguments: dict[str, Any], seed: int) -> Any:
+    """Call the pipeline; what it refuses itself (sizes, unknown arguments) becomes a `ConfigError`."""
     try:
-        output = pipe(**settings.call_arguments(), generator=generator, output_type="np")
+        return pipe(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
     except (ValueError, TypeError) as error:
         if isinstance(error, fastdit.FastDitError):
             raise
-        # What the pipeline itself refuses: sizes it cannot do, arguments it does not know.
         raise ConfigError(f"{type(pipe).__name__} refuses the call: {str(error).splitlines()[0]}") from error
-    frames: Frames = np.asarray(output.frames[0], dtype=np.float32)
-    return frames
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,7 @@ def _warm_up(pipe: Any, settings: GenerationSettings) -> None:
     arguments = {**settings.call_arguments(), "num_inference_steps": 1, "output_type": "latent"}
     pipe.set_progress_bar_config(disable=True)
     try:
-        pipe(**arguments, generator=torch.Generator("cpu").manual_seed(0))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{type(pipe).__name__} refuses the call: {str(error).splitlines()[0]}") from error
+        _call(pipe, arguments, seed=0)
     finally:
         pipe.set_progress_bar_config(disable=False)
 

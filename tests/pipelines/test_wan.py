@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fastdit
+from fastdit_pipelines.tiny.components import TEXT_DIM
 from fastdit_pipelines.wan import finish, project
 
 NO_DENSE = fastdit.Schedule(dense_steps=0, dense_layers=())
@@ -138,7 +139,7 @@ def test_a_bare_transformer_can_be_enabled(tiny_wan, rng):
     inputs = {
         "hidden_states": torch.randn(1, 16, 3, 4, 6, generator=rng),
         "timestep": torch.tensor([500.0]),
-        "encoder_hidden_states": torch.randn(1, 8, 32, generator=rng),
+        "encoder_hidden_states": torch.randn(1, 8, TEXT_DIM, generator=rng),
         "return_dict": False,
     }
     with torch.no_grad():
@@ -156,7 +157,7 @@ def test_a_bare_transformer_can_be_enabled(tiny_wan, rng):
 def test_branches_never_share_state(tiny_wan, rng):
     transformer = tiny_wan.transformer
     latents = torch.randn(1, 16, 3, 4, 6, generator=rng)
-    texts = {name: torch.randn(1, 8, 32, generator=rng) for name in ("cond", "uncond")}
+    texts = {name: torch.randn(1, 8, TEXT_DIM, generator=rng) for name in ("cond", "uncond")}
 
     def call(branch):
         # The bare name is what every supported Diffusers takes; the clock counts the calls of each branch.

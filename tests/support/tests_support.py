@@ -12,9 +12,8 @@ def build_tiny_wan(num_layers=2, heads=2, head_dim=12, two_transformers=False, s
         WanPipeline,
         WanTransformer3DModel,
     )
-    from transformers import UMT5Config, UMT5EncoderModel
 
-    from fastdit_pipelines.tiny.components import build_tokenizer
+    from fastdit_pipelines.tiny.components import TEXT_DIM, build_text_encoder, build_tokenizer
 
     def transformer(offset):
         torch.manual_seed(seed + offset)
@@ -24,7 +23,7 @@ def build_tiny_wan(num_layers=2, heads=2, head_dim=12, two_transformers=False, s
             attention_head_dim=head_dim,
             in_channels=16,
             out_channels=16,
-            text_dim=32,
+            text_dim=TEXT_DIM,
             freq_dim=256,
             ffn_dim=32,
             num_layers=num_layers,
@@ -38,31 +37,15 @@ def build_tiny_wan(num_layers=2, heads=2, head_dim=12, two_transformers=False, s
         vae = AutoencoderKLWan(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         ).eval()
-        text_encoder = UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=1103,
-                d_model=32,
-                d_kv=8,
-                d_ff=37,
-                num_layers=2,
-                num_heads=4,
-                relative_attention_num_buckets=8,
-                dropout_rate=0.0,
-                is_encoder_decoder=False,
-                use_cache=False,
-                pad_token_id=0,
-                eos_token_id=1,
-                decoder_start_token_id=0,
-            )
-        ).eval()
+        tokenizer = build_tokenizer()
         scheduler = (
             UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
             if two_transformers
             else FlowMatchEulerDiscreteScheduler(shift=7.0)
         )
         pipe = WanPipeline(
-            tokenizer=build_tokenizer(),
-            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder=build_text_encoder(len(tokenizer)),
             vae=vae,
             scheduler=scheduler,
             transformer=transformer(0),
