@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from fastdit_pipelines.tiny.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SPEEDS
+from fastdit_pipelines.tiny.world import BACKGROUNDS, COLORS, DIRECTIONS, RELATIONS, SHAPES, SPEEDS
 
 TEXT_DIM = 64
 LATENT_CHANNELS = 6
@@ -19,7 +19,8 @@ _FUNCTION_WORDS = ("a", "an", "and", "moving", "on", "background", "the", "of")
 
 def build_tokenizer() -> T5Tokenizer:
     """Unigram tokenizer: every word of the caption grammar is one piece, anything else falls back to letters."""
-    words = chain(_FUNCTION_WORDS, SHAPES, COLORS, DIRECTIONS, BACKGROUNDS, filter(None, SPEEDS))
+    related = " ".join(RELATIONS).split()
+    words = chain(_FUNCTION_WORDS, SHAPES, COLORS, DIRECTIONS, BACKGROUNDS, filter(None, SPEEDS), related)
     letters = string.ascii_lowercase + string.digits + ".,!?'-" + string.ascii_uppercase
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -6.0) for letter in letters]

@@ -24,9 +24,12 @@ COLORS: dict[str, tuple[float, float, float]] = {
 BACKGROUNDS: dict[str, float] = {"dark": 0.08, "gray": 0.45, "light": 0.92}
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS: dict[str, float] = {"slowly": 0.18, "": 0.32, "quickly": 0.48}
-RADIUS_RANGE = (0.12, 0.19)
+SPEEDS: dict[str, float] = {"slowly": 0.16, "": 0.32, "quickly": 0.48}
+RADIUS_RANGE = (0.17, 0.22)
+PAIR_RADIUS_RANGE = (0.15, 0.19)
 MARGIN = 0.02
+# What joins two noun phrases; "and" says nothing about places.
+RELATIONS = ("and", "above", "left of")
 HELD_OUT_MODULUS = 7
 
 
@@ -59,15 +62,22 @@ class MovingObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One or two moving objects on a background."""
+    """One or two moving objects on a background.
+
+    Args:
+        objects: One or two.
+        background: A key of `BACKGROUNDS`.
+        relation: A member of `RELATIONS`: how the first object lies to the second, in every frame.
+    """
 
     objects: tuple[MovingObject, ...]
     background: str
+    relation: str = "and"
 
     @property
     def caption(self) -> str:
-        """`<object> [and <object>] on a <background> background`."""
-        return " and ".join(item.describe() for item in self.objects) + f" on a {self.background} background"
+        """`<object> [and|above|left of <object>] on a <background> background`."""
+        return f" {self.relation} ".join(item.describe() for item in self.objects) + f" on a {self.background} background"
 
 
 def is_held_out(shape: str, color: str, direction: str) -> bool:
@@ -101,38 +111,44 @@ class SceneSampler:
     def _choice(self, options: Sequence[str]) -> str:
         return options[int(torch.randint(len(options), (), generator=self._generator))]
 
-    def _object(self, lane: tuple[float, float] | None) -> MovingObject:
-        shape, color, direction = self._triples[int(torch.randint(len(self._triples), (), generator=self._generator))]
+    def _object(
+        self,
+        triples: Sequence[tuple[str, str, str]],
+        radius_range: tuple[float, float] = RADIUS_RANGE,
+        lane: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 1.0), (0.0, 1.0)),
+    ) -> MovingObject:
+        """An object that stays inside `lane` (ranges of x and y) for the whole clip."""
+        shape, color, direction = triples[int(torch.randint(len(triples), (), generator=self._generator))]
         speed = self._choice(list(SPEEDS))
-        low, high = RADIUS_RANGE
-        radius = self._uniform(low, high if lane is None else min(high, 0.16))
-        dx, dy = DIRECTIONS[direction]
-        travel = SPEEDS[speed]
-        border = radius + MARGIN
-        spans = []
-        for step, span in ((dx, (0.0, 1.0)), (dy, lane or (0.0, 1.0))):
-            first = span[0] + border + max(0.0, -step * travel)
-            last = span[1] - border - max(0.0, step * travel)
-            spans.append((min(first, last), max(first, last)) if first <= last else ((first + last) / 2,) * 2)
-        start = (self._uniform(*spans[0]), self._uniform(*spans[1]))
-        return MovingObject(shape=shape, color=color, direction=direction, speed=speed, radius=radius, start=start)
+        radius = self._uniform(*radius_range)
+        start = []
+        for step, (low, high) in zip(DIRECTIONS[direction], lane, strict=True):
+            travel = step * SPEEDS[speed]
+            first = low + radius + MARGIN + max(0.0, -travel)
+            last = high - radius - MARGIN - max(0.0, travel)
+            start.append(self._uniform(first, last))
+        return MovingObject(
+            shape=shape, color=color, direction=direction, speed=speed, radius=radius, start=(start[0], start[1])
+        )
 
     def sample(self) -> Scene:
-        """Draw one scene; two objects get disjoint horizontal lanes and never overlap."""
+        """Draw one scene; two objects move along disjoint lanes and never overlap."""
         background = self._choice(list(BACKGROUNDS))
         if self._uniform(0.0, 1.0) >= self._two_object_share:
-            return Scene(objects=(self._object(None),), background=background)
-        upper, lower = self._object_in_lane((0.0, 0.5)), self._object_in_lane((0.5, 1.0))
-        objects = (upper, lower) if self._uniform(0.0, 1.0) < 0.5 else (lower, upper)
-        return Scene(objects=objects, background=background)
-
-    def _object_in_lane(self, lane: tuple[float, float]) -> MovingObject:
-        # Vertical movers do not fit into half the height at full speed, so redraw until the path fits.
-        while True:
-            candidate = self._object(lane)
-            travel = SPEEDS[candidate.speed] * abs(DIRECTIONS[candidate.direction][1])
-            if 2 * (candidate.radius + MARGIN) + travel <= lane[1] - lane[0]:
-                return candidate
+            return Scene(objects=(self._object(self._triples),), background=background)
+        # Lanes lie along the motion: horizontal ones above each other, or vertical ones side by side.
+        stacked = self._uniform(0.0, 1.0) < 0.5
+        along = ("left", "right") if stacked else ("up", "down")
+        triples = [triple for triple in self._triples if triple[2] in along]
+        whole, halves = (0.0, 1.0), ((0.0, 0.5), (0.5, 1.0))
+        lanes = [(whole, half) if stacked else (half, whole) for half in halves]
+        pair = [self._object(triples, PAIR_RADIUS_RANGE, lane) for lane in lanes]
+        if self._uniform(0.0, 1.0) < 0.5:
+            return Scene(
+                objects=(pair[0], pair[1]), background=background, relation="above" if stacked else "left of"
+            )
+        order = pair if self._uniform(0.0, 1.0) < 0.5 else pair[::-1]
+        return Scene(objects=(order[0], order[1]), background=background)
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
