@@ -7,6 +7,8 @@ import torch
 
 from fastdit_pipelines.tiny import train_transformer as transformer_module
 from fastdit_pipelines.tiny import train_vae as vae_module
+from fastdit_pipelines.tiny.caption_padding import padded_captions
+from fastdit_pipelines.tiny.clip_pool import ClipSize
 from fastdit_pipelines.tiny.components import build_pipeline
 from fastdit_pipelines.tiny.train_transformer import Stage, TransformerTraining, train_transformer
 from fastdit_pipelines.tiny.train_vae import VaeTraining, Window, set_latent_statistics, train_vae
@@ -17,18 +19,14 @@ VAE = VaeTraining(
 
 
 def stage(num_steps):
-    return Stage(
-        num_frames=5,
-        size=32,
-        batch_size=4,
-        num_steps=num_steps,
-        pool_size=16,
-        learning_rate=2e-3,
-        final_learning_rate=1e-3,
+    sizes = (
+        ClipSize(num_frames=5, size=32, batch_size=4, pool_size=16, weight=0.5),
+        ClipSize(num_frames=9, size=16, batch_size=2, pool_size=8, weight=0.5),
     )
+    return Stage(clip_sizes=sizes, num_steps=num_steps, learning_rate=2e-3, final_learning_rate=1e-3)
 
 
-TRANSFORMER = TransformerTraining(stages=(stage(15), stage(15)), text_lengths=(24, 32), save_every=10)
+TRANSFORMER = TransformerTraining(stages=(stage(15), stage(25)), save_every=10)
 
 
 def curve(path):
@@ -76,8 +74,10 @@ def test_the_transformer_learns_and_resumes_on_the_same_curve(tmp_path, monkeypa
     set_latent_statistics(vae, num_clips=4)
     whole = train_transformer(fresh(), TRANSFORMER, tmp_path / "whole")
     points = curve(tmp_path / "whole" / "transformer_loss.jsonl")
-    assert points[-1]["smooth"] < points[0]["smooth"]
-    assert [point["stage"] for point in points] == [0, 1, 1]
+    for size in ("5x32", "9x16"):
+        means = [point[size] for point in points if size in point]
+        assert means[-1] < means[0]
+    assert [point["stage"] for point in points] == [0, 1, 1, 1]
     with monkeypatch.context() as patched:
         dying = killed_after(transformer_module.flow_matching_loss, 17)
         patched.setattr(transformer_module, "flow_matching_loss", dying)
@@ -89,6 +89,24 @@ def test_the_transformer_learns_and_resumes_on_the_same_curve(tmp_path, monkeypa
     for name, value in whole.transformer.state_dict().items():
         assert torch.equal(value, resumed.transformer.state_dict()[name]), name
     assert json.loads((tmp_path / "whole" / "transformer_config.json").read_text())["seed"] == TRANSFORMER.seed
+
+
+def test_short_captions_act_like_fully_padded_ones():
+    pipe = build_pipeline()
+    latents, level = torch.randn(1, 6, 2, 4, 4), torch.tensor([500.0])
+
+    def velocity(length):
+        text = pipe._get_t5_prompt_embeds(["a red circle moving left"], max_sequence_length=length)
+        with torch.no_grad():
+            return pipe.transformer(latents, level, text, return_dict=False)[0]
+
+    full, short = velocity(512), velocity(28)
+    processors = [block.attn2.processor for block in pipe.transformer.blocks]
+    with padded_captions(pipe.transformer, 28):
+        padded = velocity(28)
+    assert [block.attn2.processor for block in pipe.transformer.blocks] == processors
+    torch.testing.assert_close(padded, full, rtol=1e-4, atol=1e-5)
+    assert (short - full).abs().max() > 10 * (padded - full).abs().max()
 
 
 def test_building_leaves_the_global_random_state_alone():

@@ -1,6 +1,7 @@
 """Trains the bundled model from scratch: `python -m fastdit_pipelines.tiny.train --output DIR`.
 
-Runs on a CPU, shows progress, and continues where it was stopped when started again with the same directory.
+Runs on a CPU or, with `--device cuda`, on a GPU; shows progress, and continues where it was stopped when started
+again with the same directory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def train(
     *,
     transformer: TransformerTraining = TransformerTraining(),  # noqa: B008 (frozen)
     seed: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Train the autoencoder, then the transformer with its text encoder, and save the pipeline.
 
@@ -29,13 +31,14 @@ def train(
         output: Folder for checkpoints, loss curves and, in `pipeline/`, the result.
         transformer: Settings of the transformer.
         seed: Seed of the initial weights.
+        device: Where to train the transformer; the autoencoder is trained on the CPU.
     """
     pipe = build_pipeline(seed)
     train_vae(pipe.vae, SHORT_CLIPS, output, "vae_short")
     train_vae(pipe.vae, LONG_CLIPS, output, "vae_long")
     set_latent_statistics(pipe.vae)
-    train_transformer(pipe, transformer, output)
-    pipe.save_pretrained(output / "pipeline")
+    train_transformer(pipe.to(device), transformer, output)
+    pipe.to("cpu").save_pretrained(output / "pipeline")
 
 
 if __name__ == "__main__":
