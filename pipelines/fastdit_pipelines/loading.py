@@ -30,7 +30,12 @@ class BundledModel:
     description: str
 
     def defaults(self, section: str) -> dict[str, Any]:
-        """Settings the model was made for: section `"call"`, or `"methods"` by name of the method."""
+        """Settings the model was made for.
+
+        Args:
+            section: `"call"` (arguments), `"methods"` (by name of the method), or `"sizes"` (clip sizes for
+                measurements of cost growth, named by their thousands of self-attention tokens).
+        """
         settings: dict[str, dict[str, Any]] = json.loads((self.folder / "defaults.json").read_text())
         return settings[section]
 

@@ -47,6 +47,20 @@ def test_its_default_size_has_thousands_of_tokens(pipe):
     assert frames * side**2 == 4352
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokens"), [("2k", 2304), ("4k", 4352), ("8k", 8228), ("16k", 17408)])
+def test_it_runs_at_every_size_for_cost_measurements(pipe, name, tokens):
+    size = BUNDLED_MODELS["tiny"].defaults("sizes")[name]
+    seen = []
+    handle = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        clip = pipe(PROMPT, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **size).frames
+    finally:
+        handle.remove()
+    assert [x.shape[1] for x in seen] == [tokens]
+    assert torch.isfinite(clip).all()
+
+
 def test_words_of_the_grammar_are_single_tokens(pipe):
     assert pipe.tokenizer.tokenize(PROMPT) == ["▁" + word for word in PROMPT.split()]
 

@@ -49,7 +49,8 @@ DEFAULT_STAGES = (
     Stage(
         clip_sizes=(
             ClipSize(num_frames=17, size=64, batch_size=4, pool_size=2000, weight=0.6),
-            ClipSize(num_frames=33, size=128, batch_size=1, pool_size=400, weight=0.4),
+            ClipSize(num_frames=33, size=128, batch_size=1, pool_size=400, weight=0.35),
+            ClipSize(num_frames=33, size=176, batch_size=1, pool_size=60, weight=0.05),
         ),
         num_steps=3000,
         learning_rate=5e-4,
