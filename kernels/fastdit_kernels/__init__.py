@@ -4,6 +4,7 @@ from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
+from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
     gather_tokens,
@@ -25,6 +26,7 @@ __all__ = [
     "gather_tokens",
     "invert_order",
     "pad_to_tiles",
+    "pool_key_value",
     "pool_pyramid",
     "scatter_tokens",
     "unpad_from_tiles",
