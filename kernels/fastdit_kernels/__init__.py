@@ -4,6 +4,7 @@ from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
+from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
@@ -14,6 +15,7 @@ from fastdit_kernels.tiles import (
     scatter_tokens,
     unpad_from_tiles,
 )
+from fastdit_kernels.token_moves import gather_to_tiles, scatter_from_tiles
 
 __all__ = [
     "BlockMask",
@@ -23,11 +25,14 @@ __all__ = [
     "TileLayout",
     "available_implementations",
     "block_sparse_attention",
+    "gather_to_tiles",
     "gather_tokens",
     "invert_order",
+    "merge_attention",
     "pad_to_tiles",
     "pool_key_value",
     "pool_pyramid",
+    "scatter_from_tiles",
     "scatter_tokens",
     "unpad_from_tiles",
 ]

@@ -107,7 +107,8 @@ def pool_key_value(key: torch.Tensor, value: torch.Tensor, layout: TileLayout) -
             blocks = triton.cdiv(tiles[top][index] * layout.tile, block_rows)
             if blocks * batch * heads > 0:
                 pool_kernel[(blocks, batch * heads)](
-                    key, value, *pooled, heads, dim, first_token, length, rows, 2, bases, *key.stride(), *value.stride(),
+                    key, value, *pooled, heads, dim, first_token, length, rows, 2, bases,
+                    *key.stride(), *value.stride(),
                     top=top, tile=layout.tile, block_rows=block_rows, block_dim=block_dim, num_warps=4,
                 )  # fmt: skip
             first_token += length
