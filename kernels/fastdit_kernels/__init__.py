@@ -6,6 +6,7 @@ from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
 from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.pooling import pool_key_value
+from fastdit_kernels.selection import select_tiles
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
     gather_tokens,
@@ -34,5 +35,6 @@ __all__ = [
     "pool_pyramid",
     "scatter_from_tiles",
     "scatter_tokens",
+    "select_tiles",
     "unpad_from_tiles",
 ]
