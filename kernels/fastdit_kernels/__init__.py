@@ -4,6 +4,7 @@ from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
+from fastdit_kernels.mass import block_mass
 from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.selection import select_tiles
@@ -25,6 +26,7 @@ __all__ = [
     "KernelUnavailableError",
     "TileLayout",
     "available_implementations",
+    "block_mass",
     "block_sparse_attention",
     "gather_to_tiles",
     "gather_tokens",

@@ -12,7 +12,7 @@ from fastdit_kernels.errors import InvalidInputError
 from fastdit_kernels.tile_layout import TileLayout
 
 # One program holds a whole row of scores in registers.
-MAX_TRITON_TILES = 16384
+MAX_TRITON_TILES = 8192
 
 
 def select_tiles(
