@@ -7,6 +7,7 @@ from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavai
 from fastdit_kernels.mass import block_mass
 from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.pooling import pool_key_value
+from fastdit_kernels.scores import stratified_rows, tile_means, tile_scores
 from fastdit_kernels.selection import select_tiles
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
@@ -38,5 +39,8 @@ __all__ = [
     "scatter_from_tiles",
     "scatter_tokens",
     "select_tiles",
+    "stratified_rows",
+    "tile_means",
+    "tile_scores",
     "unpad_from_tiles",
 ]
