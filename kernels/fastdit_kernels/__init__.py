@@ -4,6 +4,11 @@ from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
+from fastdit_kernels.mass import block_mass
+from fastdit_kernels.merge import merge_attention
+from fastdit_kernels.pooling import pool_key_value
+from fastdit_kernels.scores import stratified_rows, tile_means, tile_scores
+from fastdit_kernels.selection import select_tiles
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
     gather_tokens,
@@ -13,6 +18,7 @@ from fastdit_kernels.tiles import (
     scatter_tokens,
     unpad_from_tiles,
 )
+from fastdit_kernels.token_moves import gather_to_tiles, scatter_from_tiles
 
 __all__ = [
     "BlockMask",
@@ -21,11 +27,20 @@ __all__ = [
     "KernelUnavailableError",
     "TileLayout",
     "available_implementations",
+    "block_mass",
     "block_sparse_attention",
+    "gather_to_tiles",
     "gather_tokens",
     "invert_order",
+    "merge_attention",
     "pad_to_tiles",
+    "pool_key_value",
     "pool_pyramid",
+    "scatter_from_tiles",
     "scatter_tokens",
+    "select_tiles",
+    "stratified_rows",
+    "tile_means",
+    "tile_scores",
     "unpad_from_tiles",
 ]

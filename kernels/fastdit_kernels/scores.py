@@ -1,0 +1,186 @@
+"""Cheap estimates of the softmax mass of every tile pair."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from fastdit_kernels.backends import runs_triton
+from fastdit_kernels.errors import InvalidInputError
+from fastdit_kernels.mass import MAX_TRITON_TILE, score_chunks
+from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.tiles import pad_to_tiles
+
+
+def tile_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    q_layout: TileLayout,
+    kv_layout: TileLayout,
+    *,
+    estimator: Literal["mean", "sampled"] = "mean",
+    q_samples: int = 4,
+    kv_samples: int = 4,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """Estimated share of the softmax mass that each key tile has for each query tile.
+
+    Tiles are replaced by representatives: `p = softmax(scale q . k + ln w)` over all key representatives, summed over
+    those of a key tile and averaged over those of a query tile. `w` is the number of tokens a key stands for, with the
+    true count of a ragged tile.
+
+    `"mean"`: one representative, the mean of the tile, as in Video-BLADE's ASA and SpargeAttn. It sees no peaks.
+    `"sampled"`: `m` tokens, one from the middle of each of `m` equal parts of the tile. A ragged tile is divided the
+    same way. Exact when every token of every tile is a sample.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        q_layout: Query tiles.
+        kv_layout: Key tiles, one level.
+        estimator: `"mean"` or `"sampled"`.
+        q_samples: Tokens taken from a query tile by `"sampled"`.
+        kv_samples: Tokens taken from a key tile by `"sampled"`.
+        scale: Factor on the scores, default `1 / sqrt(D)`.
+        implementation: `"auto"`, `"triton"` or `"torch"`. A named one runs or raises.
+
+    Returns:
+        `[B, H, NQ, NK]`, fp32 (fp64 for fp64 input); rows sum to one.
+
+    Raises:
+        InvalidInputError: Shapes, layouts or settings do not fit.
+        KernelUnavailableError: Triton was asked for and cannot run here.
+    """
+    if query.shape[2] != q_layout.length or key.shape[2] != kv_layout.length or kv_layout.num_levels != 1:
+        raise InvalidInputError(
+            f"query is {tuple(query.shape)}, key {tuple(key.shape)} with {kv_layout.num_levels} levels: accepted are "
+            f"[B, H, {q_layout.length}, D] and [B, H, {kv_layout.length}, D] with one level"
+        )
+    if estimator not in ("mean", "sampled") or q_samples < 1 or kv_samples < 1:
+        raise InvalidInputError(
+            f"estimator={estimator!r}, q_samples={q_samples}, kv_samples={kv_samples}: "
+            "accepted are 'mean' or 'sampled', and positive numbers of samples"
+        )
+    tokens = kv_layout.tile_rows(key.device).to(torch.float64 if key.dtype == torch.float64 else torch.float32)
+    if estimator == "mean":
+        q_samples = kv_samples = 1
+        queries = tile_means(query, q_layout, implementation=implementation)
+        keys = tile_means(key, kv_layout, implementation=implementation)
+    else:
+        queries = query.index_select(2, stratified_rows(q_layout, q_samples, query.device))
+        keys = key.index_select(2, stratified_rows(kv_layout, kv_samples, key.device))
+    weight = (tokens / kv_samples).log().repeat_interleave(kv_samples)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores: torch.Tensor = _representative_mass(queries, keys, weight, q_samples, kv_samples, scale, implementation)
+    return scores
+
+
+def stratified_rows(layout: TileLayout, samples: int, device: torch.device | None = None) -> torch.Tensor:
+    """Token in the middle of each of `samples` equal parts of each tile: `first + floor((2 r + 1) n / (2 samples))`.
+
+    A tile of `n < samples` tokens gives some of them several times.
+
+    Args:
+        layout: Segments and tile size; level 0 counts.
+        samples: Tokens per tile.
+        device: Where the result lies.
+
+    Returns:
+        int64 `[num_tiles * samples]`, token numbers in ascending order.
+    """
+    part = 2 * torch.arange(samples, device=device) + 1
+    rows = []
+    start = 0
+    for length, tiles in zip(layout.segments, layout.segment_tiles(0), strict=True):
+        first = torch.arange(tiles, device=device).unsqueeze(1) * layout.tile
+        rows.append(start + first + (length - first).clamp(max=layout.tile) * part // (2 * samples))
+        start += length
+    return torch.cat(rows).flatten()
+
+
+def tile_means(x: torch.Tensor, layout: TileLayout, *, implementation: str = "auto") -> torch.Tensor:
+    """Mean token of each tile, padding left out.
+
+    Args:
+        x: `[B, H, S, D]` in tile order, any strides.
+        layout: Tiles, one level.
+        implementation: `"auto"`, `"triton"` or `"torch"`. A named one runs or raises.
+
+    Returns:
+        `[B, H, num_tiles, D]` in fp32, or fp64 for fp64 input.
+
+    Raises:
+        InvalidInputError: Shapes do not fit.
+        KernelUnavailableError: Triton was asked for and cannot run here.
+    """
+    if x.ndim != 4 or x.shape[2] != layout.length or layout.num_levels != 1:
+        raise InvalidInputError(
+            f"tokens are {tuple(x.shape)}, the layout has {layout.num_levels} levels: accepted is "
+            f"[B, H, {layout.length}, D] and one level"
+        )
+    means: torch.Tensor = _tile_means(x, list(layout.segments), layout.tile, implementation)
+    return means
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("fastdit::tile_means", mutates_args=())
+def _tile_means(x: torch.Tensor, segments: list[int], tile: int, implementation: str) -> torch.Tensor:
+    layout = TileLayout(tuple(segments), tile)
+    if runs_triton(implementation, x):
+        from fastdit_kernels import triton_scores
+
+        return triton_scores.tile_means(x, layout)
+    sums: torch.Tensor = pad_to_tiles(x, layout).unflatten(2, (-1, tile)).sum(3, dtype=_wide(x))
+    return sums / layout.tile_rows(x.device).view(1, 1, -1, 1)
+
+
+@_tile_means.register_fake
+def _(x: torch.Tensor, segments: list[int], tile: int, implementation: str) -> torch.Tensor:
+    shape = (x.shape[0], x.shape[1], TileLayout(tuple(segments), tile).num_tiles, x.shape[3])
+    return x.new_empty(shape, dtype=_wide(x))
+
+
+@torch.library.custom_op("fastdit::representative_mass", mutates_args=())
+def _representative_mass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    key_bias: torch.Tensor,
+    q_samples: int,
+    kv_samples: int,
+    scale: float,
+    implementation: str,
+) -> torch.Tensor:
+    """`softmax(scale q . k + key_bias)` over all keys, summed per `kv_samples` keys, mean over `q_samples` queries."""
+    limit = None
+    if max(q_samples, kv_samples) > MAX_TRITON_TILE:
+        limit = f"{q_samples} and {kv_samples} samples are asked for, it takes at most {MAX_TRITON_TILE}"
+    if runs_triton(implementation, query, limit):
+        from fastdit_kernels import triton_mass
+
+        lse = triton_mass.row_lse(query, key, key_bias, scale)
+        return triton_mass.sum_mass(query, key, key_bias, lse, q_samples, kv_samples, scale) / q_samples
+    shape = (*query.shape[:2], query.shape[2] // q_samples, key.shape[2] // kv_samples)
+    mass = query.new_empty(shape, dtype=key_bias.dtype)
+    for place, scores in score_chunks(query, key, key_bias, q_samples, scale):
+        mass[place] = scores.softmax(-1).view(-1, q_samples, shape[3], kv_samples).sum(3).mean(1)
+    return mass
+
+
+@_representative_mass.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    key_bias: torch.Tensor,
+    q_samples: int,
+    kv_samples: int,
+    scale: float,
+    implementation: str,
+) -> torch.Tensor:
+    shape = (*query.shape[:2], query.shape[2] // q_samples, key.shape[2] // kv_samples)
+    return query.new_empty(shape, dtype=key_bias.dtype)
