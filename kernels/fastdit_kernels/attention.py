@@ -74,7 +74,7 @@ def block_sparse_attention(
     """
     if not torch.compiler.is_compiling():
         _check(query, key, value, mask)
-    chosen = resolve(implementation, query)
+    chosen = resolve(implementation, query, (mask.q_tile, mask.kv_tile))
     out, lse = ops.attend_buffers(
         pad_to_tiles(query, mask.q_layout),
         pool_pyramid(key, mask.kv_layout),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fastdit_kernels.errors import InvalidInputError, KernelUnavailableError
+from fastdit_kernels.implementations.triton_configurations import architecture_of, unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +27,48 @@ class Implementation:
         name: What users write.
         module: Where its `attend` is; `None` while there is none.
         missing: Why it cannot run, for `module=None`.
+        limits: Why it cannot take a query and tiles, beyond what holds for all; `None` where it can.
+        packed_entries: Whether its `attend` takes entries with their level bits.
+        gpu_only: `"auto"` passes over it for tensors that are not on a GPU.
     """
 
     name: str
     module: str | None
     missing: str = ""
+    limits: Callable[[torch.Tensor, tuple[int, int] | None], str | None] | None = None
+    packed_entries: bool = False
+    gpu_only: bool = False
 
-    def unavailable_reason(self, query: torch.Tensor) -> str | None:
-        """Why this implementation cannot take `query`; `None` if it can."""
+    def unavailable_reason(self, query: torch.Tensor, tiles: tuple[int, int] | None = None) -> str | None:
+        """Why this implementation cannot take `query` and `(q_tile, kv_tile)`; `None` if it can."""
         if self.module is None:
             return self.missing
         if not query.dtype.is_floating_point or query.dtype.itemsize < 2:
             return f"dtype {query.dtype} is not supported: use float64, float32, bfloat16 or float16"
-        return None
+        return None if self.limits is None else self.limits(query, tiles)
+
+
+def _triton_limits(query: torch.Tensor, tiles: tuple[int, int] | None) -> str | None:
+    if not torch.compiler.is_compiling() and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a CUDA device, the tensors are on {query.device.type}"
+    if architecture_of(query.device) is None:
+        return f"the Triton kernel has no configuration for {torch.cuda.get_device_name(query.device)}"
+    return unsupported(query.shape[-1], query.dtype, tiles)
 
 
 # In order of preference of "auto".
 IMPLEMENTATIONS = {
     item.name: item
     for item in (
-        Implementation("triton", None, "this version of fastdit ships no Triton kernel yet"),
+        Implementation(
+            "triton",
+            "fastdit_kernels.implementations.triton_attention",
+            limits=_triton_limits,
+            packed_entries=True,
+            gpu_only=True,
+        ),
         Implementation("flex", None, "this version of fastdit ships no flex_attention implementation yet"),
         Implementation("torch", "fastdit_kernels.implementations.torch_gather"),
         Implementation("reference", "fastdit_kernels.implementations.reference"),
@@ -51,7 +76,7 @@ IMPLEMENTATIONS = {
 }
 
 
-def resolve(name: str, query: torch.Tensor) -> str:
+def resolve(name: str, query: torch.Tensor, tiles: tuple[int, int] | None = None) -> str:
     """The implementation to run: `name` itself, or the first that can run for `"auto"`.
 
     Raises:
@@ -60,7 +85,10 @@ def resolve(name: str, query: torch.Tensor) -> str:
     """
     if name == "auto":
         for item in IMPLEMENTATIONS.values():
-            reason = item.unavailable_reason(query)
+            if item.gpu_only and query.device.type != "cuda":
+                reason = f"it is for CUDA devices, the tensors are on {query.device.type}"
+            else:
+                reason = item.unavailable_reason(query, tiles)
             if reason is None:
                 logger.debug("auto chose %r for %s %s", item.name, query.device.type, query.dtype)
                 return item.name
@@ -69,7 +97,7 @@ def resolve(name: str, query: torch.Tensor) -> str:
     if name not in IMPLEMENTATIONS:
         known = ", ".join(repr(known) for known in ("auto", *IMPLEMENTATIONS))
         raise InvalidInputError(f"implementation={name!r} is unknown; accepted are {known}")
-    reason = IMPLEMENTATIONS[name].unavailable_reason(query)
+    reason = IMPLEMENTATIONS[name].unavailable_reason(query, tiles)
     if reason is not None:
         raise KernelUnavailableError(f"implementation={name!r} cannot run here: {reason}. Use 'auto' or 'torch'.")
     return name

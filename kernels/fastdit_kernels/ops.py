@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastdit_kernels.block_mask import TILE_BITS
-from fastdit_kernels.dispatch import load
+from fastdit_kernels.dispatch import IMPLEMENTATIONS, load
 from fastdit_kernels.tile_layout import TileLayout
 
 
@@ -44,7 +44,8 @@ def attend_buffers(
     layout = TileLayout(tuple(kv_segments), kv_tile, num_levels)
     members = None if layout.is_exact and implementation != "reference" else layout.row_members(query.device)
     batch, heads = query.shape[:2]
-    tiles = (indices & TILE_BITS) if num_levels > 1 else indices
+    packed = num_levels == 1 or IMPLEMENTATIONS[implementation].packed_entries
+    tiles = indices if packed else indices & TILE_BITS
     out, lse = load(implementation)(
         query,
         key,
