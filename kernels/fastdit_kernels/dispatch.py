@@ -24,11 +24,13 @@ class Implementation:
         name: What users write.
         module: Where its `attend` is; `None` while there is none.
         missing: Why it cannot run, for `module=None`.
+        auto_devices: Device types on which `"auto"` may choose it; `None` for all.
     """
 
     name: str
     module: str | None
     missing: str = ""
+    auto_devices: tuple[str, ...] | None = None
 
     def unavailable_reason(self, query: torch.Tensor) -> str | None:
         """Why this implementation cannot take `query`; `None` if it can."""
@@ -38,13 +40,19 @@ class Implementation:
             return f"dtype {query.dtype} is not supported: use float64, float32, bfloat16 or float16"
         return None
 
+    def auto_reason(self, query: torch.Tensor) -> str | None:
+        """Why `"auto"` does not choose this implementation; `None` if it may."""
+        if self.auto_devices is not None and query.device.type not in self.auto_devices:
+            return f"on {query.device.type} it runs only when named"
+        return self.unavailable_reason(query)
+
 
 # In order of preference of "auto".
 IMPLEMENTATIONS = {
     item.name: item
     for item in (
         Implementation("triton", None, "this version of fastdit ships no Triton kernel yet"),
-        Implementation("flex", None, "this version of fastdit ships no flex_attention implementation yet"),
+        Implementation("flex", "fastdit_kernels.implementations.flex", auto_devices=("cuda",)),
         Implementation("torch", "fastdit_kernels.implementations.torch_gather"),
         Implementation("reference", "fastdit_kernels.implementations.reference"),
     )
@@ -60,7 +68,7 @@ def resolve(name: str, query: torch.Tensor) -> str:
     """
     if name == "auto":
         for item in IMPLEMENTATIONS.values():
-            reason = item.unavailable_reason(query)
+            reason = item.auto_reason(query)
             if reason is None:
                 logger.debug("auto chose %r for %s %s", item.name, query.device.type, query.dtype)
                 return item.name
