@@ -83,6 +83,7 @@ def test_lists_hold_the_same_tiles_and_only_tiles_with_padding_are_masked(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from inside Inductor
 def test_the_compiled_kernel_obeys_the_lists(rng):
     """The form used on CUDA, here through the C++ kernel (output only): lists, ln n and padding without the table."""
     q, k, v, mask = case((256,), (250,), 2, rng, batch=1)

@@ -55,6 +55,7 @@ def attend(
             out, aux = flex_attention(
                 query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scale, return_aux=aux_request
             )
+        assert aux.lse is not None, "requested above"
         return out, aux.lse
     options = _kernel_options(query, q_tile, kv_tile)
     out, aux = _compiled()(
