@@ -25,24 +25,20 @@ class Implementation:
 
     Args:
         name: What users write.
-        module: Where its `attend` is; `None` while there is none.
-        missing: Why it cannot run, for `module=None`.
+        module: Where its `attend` is.
         limits: Why it cannot take a query and tiles, beyond what holds for all; `None` where it can.
         packed_entries: Whether its `attend` takes entries with their level bits.
         gpu_only: `"auto"` passes over it for tensors that are not on a GPU.
     """
 
     name: str
-    module: str | None
-    missing: str = ""
+    module: str
     limits: Callable[[torch.Tensor, tuple[int, int] | None], str | None] | None = None
     packed_entries: bool = False
     gpu_only: bool = False
 
     def unavailable_reason(self, query: torch.Tensor, tiles: tuple[int, int] | None = None) -> str | None:
         """Why this implementation cannot take `query` and `(q_tile, kv_tile)`; `None` if it can."""
-        if self.module is None:
-            return self.missing
         if not query.dtype.is_floating_point or query.dtype.itemsize < 2:
             return f"dtype {query.dtype} is not supported: use float64, float32, bfloat16 or float16"
         return None if self.limits is None else self.limits(query, tiles)
@@ -58,6 +54,16 @@ def _triton_limits(query: torch.Tensor, tiles: tuple[int, int] | None) -> str | 
     return unsupported(query.shape[-1], query.dtype, tiles)
 
 
+def _flex_limits(query: torch.Tensor, tiles: tuple[int, int] | None) -> str | None:
+    if query.device.type == "cpu":
+        return None
+    if query.dtype == torch.float64:
+        return "compiled flex_attention takes float32, bfloat16 or float16"
+    if tiles is not None and any(tile % 16 for tile in tiles):
+        return f"tiles {tiles[0]} x {tiles[1]}: compiled flex_attention takes multiples of 16"
+    return None
+
+
 # In order of preference of "auto".
 IMPLEMENTATIONS = {
     item.name: item
@@ -69,7 +75,7 @@ IMPLEMENTATIONS = {
             packed_entries=True,
             gpu_only=True,
         ),
-        Implementation("flex", None, "this version of fastdit ships no flex_attention implementation yet"),
+        Implementation("flex", "fastdit_kernels.implementations.flex", limits=_flex_limits, gpu_only=True),
         Implementation("torch", "fastdit_kernels.implementations.torch_gather"),
         Implementation("reference", "fastdit_kernels.implementations.reference"),
     )
@@ -86,7 +92,7 @@ def resolve(name: str, query: torch.Tensor, tiles: tuple[int, int] | None = None
     if name == "auto":
         for item in IMPLEMENTATIONS.values():
             if item.gpu_only and query.device.type != "cuda":
-                reason = f"it is for CUDA devices, the tensors are on {query.device.type}"
+                reason: str | None = f"on {query.device.type} it runs only when named"
             else:
                 reason = item.unavailable_reason(query, tiles)
             if reason is None:
@@ -110,7 +116,5 @@ def available_implementations(query: torch.Tensor) -> dict[str, str | None]:
 
 def load(name: str) -> Attend:
     """Import an implementation and return its `attend`."""
-    module = IMPLEMENTATIONS[name].module
-    assert module is not None, f"{name} was resolved without a module"
-    attend: Attend = importlib.import_module(module).attend
+    attend: Attend = importlib.import_module(IMPLEMENTATIONS[name].module).attend
     return attend

@@ -64,8 +64,12 @@ def attend(
     base = (torch.arange(batch * heads, device=query.device) * tiles).view(batch, heads, 1, 1)
     flat = (indices.expand(batch, heads, -1, -1) + base).reshape(len(q_tiles), -1)
     lengths = counts.expand(batch, heads, -1).reshape(-1)
-    out = torch.zeros_like(q_tiles)
-    lse = torch.full((len(q_tiles), q_tile), -math.inf, dtype=_lse_dtype(query), device=query.device)
+    out = torch.empty_like(q_tiles)
+    lse = q_tiles.new_empty(q_tiles.shape[:2], dtype=_lse_dtype(query))
+    # Only rows without entries: zeroing everything is a pass over memory that is written anyway.
+    empty = (lengths == 0).nonzero().squeeze(1)
+    out.index_fill_(0, empty, 0.0)
+    lse.index_fill_(0, empty, -math.inf)
     bias = None if row_members is None else row_members.to(_lse_dtype(query)).log().view(-1, kv_tile)
     workspace = _Workspace(kv_tile, k_tiles)
     for rows in bucket_rows(lengths.tolist(), 2 * kv_tile * dim * key.element_size()):
@@ -78,8 +82,9 @@ def attend(
         mask = _key_bias(bias, entries, listed, tiles, kv_tile, query)
         shape = (len(rows), 1, width * kv_tile, dim)
         keys, values = workspace.gather(k_tiles, v_tiles, entries.flatten(), shape)
-        tile_out, tile_lse = _dense(q_tiles[picked].unsqueeze(1), keys, values, mask, scale)
-        out[picked], lse[picked] = tile_out.squeeze(1), tile_lse.squeeze(1)
+        tile_out, tile_lse = _dense(q_tiles.index_select(0, picked).unsqueeze(1), keys, values, mask, scale)
+        out.index_copy_(0, picked, tile_out.squeeze(1))
+        lse.index_copy_(0, picked, tile_lse.squeeze(1))
     return out.view(query.shape), lse.view(query.shape[:3])
 
 
@@ -113,12 +118,16 @@ def _key_bias(
     query: torch.Tensor,
 ) -> torch.Tensor | None:
     """Additive key bias `[R, 1, 1, width * kv_tile]`: ln of members, -inf on padding; `None` if all zero."""
+    complete = bool(listed.all())
     if bias is None:
-        if bool(listed.all()):
+        if complete:
             return None
         rows = torch.zeros((*entries.shape, kv_tile), dtype=_lse_dtype(query), device=query.device)
     else:
         rows = bias[entries % tiles]
+        # Rows that list no ragged and no pooled tile need no bias, and attention without one is faster.
+        if complete and not bool(rows.any()):
+            return None
     return rows.masked_fill(~listed.unsqueeze(-1), -math.inf).flatten(1)[:, None, None, :]
 
 
