@@ -77,7 +77,9 @@ class Scene:
     @property
     def caption(self) -> str:
         """`<object> [and|above|left of <object>] on a <background> background`."""
-        return f" {self.relation} ".join(item.describe() for item in self.objects) + f" on a {self.background} background"
+        return (
+            f" {self.relation} ".join(item.describe() for item in self.objects) + f" on a {self.background} background"
+        )
 
 
 def is_held_out(shape: str, color: str, direction: str) -> bool:
@@ -144,9 +146,7 @@ class SceneSampler:
         lanes = [(whole, half) if stacked else (half, whole) for half in halves]
         pair = [self._object(triples, PAIR_RADIUS_RANGE, lane) for lane in lanes]
         if self._uniform(0.0, 1.0) < 0.5:
-            return Scene(
-                objects=(pair[0], pair[1]), background=background, relation="above" if stacked else "left of"
-            )
+            return Scene(objects=(pair[0], pair[1]), background=background, relation="above" if stacked else "left of")
         order = pair if self._uniform(0.0, 1.0) < 0.5 else pair[::-1]
         return Scene(objects=(order[0], order[1]), background=background)
 
