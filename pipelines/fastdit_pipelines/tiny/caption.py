@@ -55,7 +55,7 @@ def parse_caption(caption: str) -> AskedScene:
     Raises:
         InvalidInputError: It does not follow the grammar.
     """
-    text = " ".join(caption.lower().removesuffix(".").split())
+    text = " ".join(caption.lower().strip().removesuffix(".").split())
     phrase = (
         rf"an? ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) moving "
         rf"(?:({'|'.join(filter(None, SPEEDS))}) )?({'|'.join(DIRECTIONS)})"

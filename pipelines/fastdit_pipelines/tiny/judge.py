@@ -108,7 +108,7 @@ def _agreement(item: AskedObject, found: ObjectReading | None) -> float:
 
 def _judge_object(item: AskedObject, found: ObjectReading | None) -> dict[str, tuple[bool, float]]:
     if found is None:
-        return {name: (False, 0.0) for name in (*MAIN_DIMENSIONS, "speed")}
+        return dict.fromkeys((*MAIN_DIMENSIONS, "speed"), (False, 0.0))
     cosine = float(np.dot(found.velocity, DIRECTIONS[item.direction])) / max(found.travel, 1e-6)
     moves = found.direction is not None
     error = abs(found.travel - SPEEDS[item.speed]) / SPEEDS[item.speed]
