@@ -18,7 +18,17 @@ PACKAGES = {
 MAY_IMPORT = {
     "fastdit_kernels": {"torch", "triton"},
     "fastdit": {"fastdit_kernels", "torch"},
-    "fastdit_pipelines": {"fastdit", "diffusers", "transformers", "torch", "numpy", "tqdm", "cyclopts"},
+    "fastdit_pipelines": {
+        "fastdit",
+        "diffusers",
+        "transformers",
+        "torch",
+        "numpy",
+        "tqdm",
+        "cyclopts",
+        "skimage",
+        "imageio",
+    },
     "fastdit_eval": {"fastdit", "numpy", "skimage", "matplotlib", "torch"},
     "fastdit_ui": {"fastdit", "fastdit_eval", "gradio"},
 }

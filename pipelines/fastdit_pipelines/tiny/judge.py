@@ -1,126 +1,136 @@
-"""Reads a clip of one moving shape and says what it shows; no network is involved.
+"""Compares what a clip shows with what its prompt asked for; no network is involved.
 
-The foreground is what differs from the median background of its row; colour is the nearest palette colour, shape the
-template with the largest overlap, direction the main axis of the centroid's path.
+Every dimension gives a verdict and a score in [0, 1], larger is better:
+
+| dimension | verdict | score |
+|---|---|---|
+| object | every asked object is seen in 90 % of the frames | least share of frames |
+| color | nearest palette colour | least share of frames in the asked colour |
+| shape | largest overlap is the asked shape's, and at least .75 | least overlap with the asked shape |
+| direction | nearest of the four directions, if it moves at all | least cosine with the asked direction, in [0, 1] |
+| speed | nearest of the three speeds | 1 - relative error of the travel, least over the objects |
+| count | the asked number of objects in 80 % of the frames | share of frames |
+| relation | the asked relation in 90 % of the frames | share of frames |
+| smoothness | jerk of every path below .5 | 1 / (1 + largest jerk) |
+| flicker | level of background and objects changes by less than .02 a frame | 1 - largest mean change |
+| background | nearest of the three levels, and grey | 1 - distance to the asked level |
+
+`relation` exists where two objects were asked for with "above" or "left of". `all` means object, color, shape and
+direction of every asked object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
-import torch
+import numpy as np
 
-from fastdit_pipelines.tiny.world import COLORS, DIRECTIONS, SHAPES, MovingObject, signed_distance
+from fastdit_pipelines.tiny.caption import AskedObject, AskedScene
+from fastdit_pipelines.tiny.reading import ClipReading, ObjectReading
+from fastdit_pipelines.tiny.world import BACKGROUNDS, DIRECTIONS, SPEEDS
 
-FOREGROUND_THRESHOLD = 0.12
-AREA_RANGE = (0.004, 0.2)
-MIN_TRAVEL = 0.06
-TEMPLATE_RADII = torch.linspace(0.09, 0.23, 15).tolist()
+MAIN_DIMENSIONS = ("object", "color", "shape", "direction")
+DIMENSIONS = (*MAIN_DIMENSIONS, "speed", "count", "relation", "smoothness", "flicker", "background")
+MIN_PRESENCE = 0.9
+MIN_COUNT_SHARE = 0.8
+MIN_RELATION_SHARE = 0.9
+MAX_JERK = 0.5
+MAX_CHANGE = 0.02
+
+_Matched = Sequence[tuple[AskedObject, ObjectReading | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What a clip shows; `None` where no object is found.
+class Judgement:
+    """Verdicts and scores of one clip, by dimension; the verdicts also hold `all`."""
+
+    verdicts: dict[str, bool]
+    scores: dict[str, float]
+
+
+def judge_clip(reading: ClipReading, asked: AskedScene) -> Judgement:
+    """Judge a clip.
 
     Args:
-        present_share: Share of frames with an object of plausible size.
-        color: A key of `COLORS`.
-        shape: A member of `SHAPES`.
-        direction: A key of `DIRECTIONS`; `None` if it hardly moves.
-        travel: Distance between first and last centroid, as a fraction of the shorter side.
+        reading: From `read_clip`.
+        asked: From `parse_caption`.
     """
-
-    present_share: float
-    color: str | None
-    shape: str | None
-    direction: str | None
-    travel: float
-
-
-def read_clip(frames: torch.Tensor) -> Reading:
-    """Describe a clip.
-
-    Args:
-        frames: `[F, 3, H, W]` in [0, 1].
-    """
-    background = frames.permute(1, 2, 0, 3).flatten(2).median(-1).values.unsqueeze(-1)
-    difference = (frames - background).abs().amax(1)
-    cover = (difference > FOREGROUND_THRESHOLD).float()
-    area = cover.mean((1, 2))
-    seen = (area > AREA_RANGE[0]) & (area < AREA_RANGE[1])
-    share = seen.float().mean().item()
-    if seen.sum() < 2:
-        return Reading(present_share=share, color=None, shape=None, direction=None, travel=0.0)
-    chosen = seen.nonzero().flatten()
-    centroids = torch.stack([_centroid(cover[frame]) for frame in chosen])
-    direction, travel = _direction(centroids, min(frames.shape[2:]))
-    votes = [_shape(cover[frame]) for frame in chosen[:: max(1, len(chosen) // 5)]]
-    return Reading(
-        present_share=share,
-        color=_color(frames[chosen], difference[chosen]),
-        shape=max(SHAPES, key=votes.count),
-        direction=direction,
-        travel=travel,
-    )
+    pairs = _match(reading, asked)
+    verdicts: dict[str, bool] = {}
+    scores: dict[str, float] = {}
+    each = [_judge_object(item, found) for item, found in pairs]
+    for name in each[0]:
+        verdicts[name] = all(result[name][0] for result in each)
+        scores[name] = min(result[name][1] for result in each)
+    share = float(np.mean([count == len(asked.objects) for count in reading.counts]))
+    verdicts["count"], scores["count"] = share >= MIN_COUNT_SHARE, share
+    if asked.relation not in (None, "and"):
+        share = _relation_share(asked.relation, [found for _, found in pairs], len(reading.counts))
+        verdicts["relation"], scores["relation"] = share >= MIN_RELATION_SHARE, share
+    seen = [found for _, found in pairs if found is not None]
+    jerk = max((item.jerk for item in seen), default=float("inf"))
+    verdicts["smoothness"], scores["smoothness"] = jerk < MAX_JERK, 1 / (1 + jerk)
+    change = max([reading.background_change, *(item.color_change for item in seen)])
+    verdicts["flicker"], scores["flicker"] = change < MAX_CHANGE, max(0.0, 1 - change)
+    verdicts["background"] = reading.background == asked.background
+    scores["background"] = 1 - min(1.0, abs(reading.background_level - BACKGROUNDS[asked.background]))
+    verdicts["all"] = all(verdicts[name] for name in MAIN_DIMENSIONS)
+    return Judgement(verdicts=verdicts, scores=scores)
 
 
-def judge_object(reading: Reading, item: MovingObject) -> dict[str, bool]:
-    """Compare a reading with the object that was asked for.
+def _match(reading: ClipReading, asked: AskedScene) -> _Matched:
+    """Give every asked object the reading that fits best, all of them together."""
+    wanted = len(asked.objects)
+    candidates: list[ObjectReading | None] = [*reading.objects[: wanted + 2]]
+    candidates += [None] * max(0, wanted - len(candidates))
 
-    Returns:
-        Verdicts `object`, `color`, `shape`, `direction`, and `all` of them.
-    """
-    verdicts = {
-        "object": reading.present_share >= 0.9,
-        "color": reading.color == item.color,
-        "shape": reading.shape == item.shape,
-        "direction": reading.direction == item.direction,
+    def agreement(choice: Sequence[ObjectReading | None]) -> float:
+        points = sum(_agreement(item, found) for item, found in zip(asked.objects, choice, strict=True))
+        if asked.relation in (None, "and"):
+            return points
+        # Only decides between objects that look and move alike.
+        return points + 0.1 * _relation_share(asked.relation, list(choice), len(reading.counts))
+
+    best = max(permutations(candidates, wanted), key=agreement)
+    return list(zip(asked.objects, best, strict=True))
+
+
+def _agreement(item: AskedObject, found: ObjectReading | None) -> float:
+    if found is None:
+        return 0.0
+    points = 2.0 * (found.color == item.color) + 1.0 * (found.direction == item.direction)
+    points += 0.5 * (found.speed == item.speed) + found.overlaps[item.shape] + 0.5 * (found.shape == item.shape)
+    # Size and presence come last, so that specks lose against objects.
+    return points + 0.5 * found.present_share
+
+
+def _judge_object(item: AskedObject, found: ObjectReading | None) -> dict[str, tuple[bool, float]]:
+    if found is None:
+        return dict.fromkeys((*MAIN_DIMENSIONS, "speed"), (False, 0.0))
+    cosine = float(np.dot(found.velocity, DIRECTIONS[item.direction])) / max(found.travel, 1e-6)
+    moves = found.direction is not None
+    error = abs(found.travel - SPEEDS[item.speed]) / SPEEDS[item.speed]
+    return {
+        "object": (found.present_share >= MIN_PRESENCE, found.present_share),
+        "color": (found.color == item.color, found.color_share if found.color == item.color else 0.0),
+        "shape": (found.shape == item.shape, found.overlaps[item.shape]),
+        "direction": (found.direction == item.direction, max(0.0, cosine) if moves else 0.0),
+        "speed": (found.speed == item.speed, max(0.0, 1 - error)),
     }
-    return {**verdicts, "all": all(verdicts.values())}
 
 
-def _centroid(cover: torch.Tensor) -> torch.Tensor:
-    """Mean `(x, y)` of the covered pixels, in pixels from the top left corner."""
-    height, width = cover.shape
-    total = cover.sum().clamp_min(1e-6)
-    x = (cover.sum(0) * (torch.arange(width) + 0.5)).sum() / total
-    y = (cover.sum(1) * (torch.arange(height) + 0.5)).sum() / total
-    return torch.stack([x, y])
-
-
-def _direction(centroids: torch.Tensor, side: int) -> tuple[str | None, float]:
-    """Main axis of the path from the first to the last quarter, and its length over `side`."""
-    quarter = max(1, len(centroids) // 4)
-    step = (centroids[-quarter:].mean(0) - centroids[:quarter].mean(0)) / side
-    # The means of two quarters are closer than the ends of the path.
-    travel = step.norm().item() * len(centroids) / max(1, len(centroids) - quarter)
-    if travel < MIN_TRAVEL:
-        return None, travel
-    return max(DIRECTIONS, key=lambda name: step @ torch.tensor(DIRECTIONS[name]).float()), travel
-
-
-def _color(frames: torch.Tensor, difference: torch.Tensor) -> str:
-    """Palette colour nearest to the median of the pixels that stand out most."""
-    pixels = frames.permute(0, 2, 3, 1)[difference > 0.6 * difference.amax((1, 2), keepdim=True)]
-    median = pixels.median(0).values
-    return min(COLORS, key=lambda name: (median - torch.tensor(COLORS[name])).norm().item())
-
-
-def _shape(cover: torch.Tensor) -> str:
-    """Shape whose best template overlaps most (intersection over union), centroids aligned."""
-    height, width = cover.shape
-    rows = torch.arange(height).view(-1, 1) + 0.5
-    columns = torch.arange(width).view(1, -1) + 0.5
-    target = _centroid(cover)
-    best, winner = -1.0, SHAPES[0]
-    for shape in SHAPES:
-        for radius in TEMPLATE_RADII:
-            size = radius * min(height, width)
-            centered = (0.5 - signed_distance(shape, columns - width / 2, rows - height / 2, size)).clamp(0, 1)
-            shift = target - _centroid(centered)
-            x, y = columns - width / 2 - shift[0], rows - height / 2 - shift[1]
-            template = (0.5 - signed_distance(shape, x, y, size)).clamp(0, 1)
-            overlap = (torch.minimum(template, cover).sum() / torch.maximum(template, cover).sum()).item()
-            if overlap > best:
-                best, winner = overlap, shape
-    return winner
+def _relation_share(relation: str | None, found: Sequence[ObjectReading | None], count: int) -> float:
+    """Share of all frames in which the first object lies as asked to the second."""
+    first, second = found
+    if first is None or second is None:
+        return 0.0
+    axis = 1 if relation == "above" else 0
+    places = {frame: center[axis] for frame, center in zip(first.frames, first.centers, strict=True)}
+    right = [
+        places[frame] < center[axis]
+        for frame, center in zip(second.frames, second.centers, strict=True)
+        if frame in places
+    ]
+    return sum(bool(value) for value in right) / count

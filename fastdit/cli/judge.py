@@ -1,0 +1,164 @@
+"""`fastdit judge`: how often the bundled model's videos show what their prompts ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from fastdit.cli.generate import SparseOptions
+from fastdit.config import METHODS, AttentionConfig
+from fastdit.environment import describe_environment
+from fastdit.errors import ConfigError
+from fastdit.validation import check_choice, check_count
+
+DEFAULT_SPARSE = SparseOptions()
+
+
+@Parameter(name="*", group="Video")
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions:
+    """Arguments of the pipeline call; unset ones take the model's defaults.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        num_frames: Frames.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Classifier-free guidance.
+        fps: Frames per second of the written videos.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    fps: int | None = None
+
+
+def judge(
+    *,
+    model: str = "tiny",
+    num_prompts: int = 200,
+    seed: int = 0,
+    two_objects: float = 0.0,
+    method: str = "dense",
+    output: Path | None = None,
+    videos: Path | None = None,
+    prompts: Path | None = None,
+    clip: ClipOptions = ClipOptions(),
+    sparse: SparseOptions = DEFAULT_SPARSE,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Make videos of held-out prompts and judge them; or judge existing videos with --videos.
+
+    Prints the share of videos that are right, by dimension; "all" is object, color, shape and direction together.
+
+    Args:
+        model: "tiny", a Diffusers folder, or a Hub id.
+        num_prompts: Prompts, of combinations kept out of training.
+        seed: Seed of the prompts.
+        two_objects: Share of prompts with two objects; they get rows of their own.
+        method: "dense", or a sparse method, which is then judged beside dense.
+        output: Folder that keeps videos and results; run again with the same folder to go on with a stopped run.
+        videos: Judge the .mp4 files of this folder; a file's name is its prompt.
+        prompts: JSON file {file name: prompt} for --videos.
+        clip: Arguments of the pipeline call.
+        sparse: Settings of the sparse method.
+        json_output: Print the shares as JSON on standard output.
+    """
+    check_choice("method", method, ("dense", *METHODS))
+    check_count("num_prompts", num_prompts, 1)
+    if videos is not None:
+        report = _existing(videos, prompts, output)
+    elif prompts is not None:
+        raise ConfigError("prompts without videos: give --videos too; generated videos take their prompts from --seed")
+    elif output is not None:
+        report = _generated(model, num_prompts, seed, two_objects, method, output, clip, sparse)
+    else:
+        with tempfile.TemporaryDirectory(prefix="fastdit-judge-") as folder:
+            report = _generated(model, num_prompts, seed, two_objects, method, Path(folder), clip, sparse)
+    if json_output:
+        print(json.dumps(report))
+    else:
+        _print_table(report, model if videos is None else str(videos))
+
+
+def _existing(videos: Path, prompts: Path | None, output: Path | None) -> dict[str, Any]:
+    from fastdit_pipelines.tiny.judge_run import judge_videos, write_json
+    from fastdit_pipelines.tiny.suite import vbench_results
+
+    results = judge_videos(videos, prompts)
+    if output is not None:
+        write_json(output / "videos_eval_results.json", vbench_results(results))
+    return {**_rows("videos", results), "num_videos": len(results)}
+
+
+def _generated(
+    model: str,
+    num_prompts: int,
+    seed: int,
+    two_objects: float,
+    method: str,
+    output: Path,
+    clip: ClipOptions,
+    sparse: SparseOptions,
+) -> dict[str, Any]:
+    from fastdit_pipelines.loading import load_pipeline, method_defaults, model_defaults
+    from fastdit_pipelines.tiny.judge_run import begin_run, judge_samples, write_suite
+    from fastdit_pipelines.tiny.suite import draw_samples
+
+    given = {name: value for name, value in dataclasses.asdict(clip).items() if value is not None}
+    call = {"fps": 16, **model_defaults(model), **given}
+    fps = call.pop("fps")
+    check_count("fps", fps, 1)
+    for name in given:
+        if name != "guidance_scale":
+            check_count(name, given[name], 1)
+    samples = draw_samples(num_prompts, seed, two_objects)
+    configs: dict[str, AttentionConfig | None] = {"dense": None}
+    if method != "dense":
+        configs[method] = sparse.build(method, method_defaults(model, method))
+    pipe = load_pipeline(model)
+    record = {"model": model, "seed": seed, "settings": call}
+    begin_run(output, record)
+    write_suite(output, samples)
+    report: dict[str, Any] = {}
+    for row, config in configs.items():
+        if config is not None:
+            # A file of its own: the method may be added to a folder that holds dense videos already.
+            begin_run(output, {"config": config.to_dict()}, f"run_{row}.json")
+        report |= _rows(row, judge_samples(pipe, samples, call, fps, config, output, row))
+    return {**report, **record, "num_prompts": num_prompts, "environment": describe_environment()}
+
+
+def _rows(name: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of the one-object videos under `name`, of the others under `<name>_two_objects`."""
+    from fastdit_pipelines.tiny.suite import shares
+
+    kinds = {name: False, f"{name}_two_objects": True}
+    chosen = {row: [item for item in results if item["two_objects"] == two] for row, two in kinds.items()}
+    return {row: shares(items) for row, items in chosen.items() if items}
+
+
+def _print_table(report: dict[str, Any], title: str) -> None:
+    rows = {name: value for name, value in report.items() if isinstance(value, dict) and "all" in value}
+    main = ("object", "color", "shape", "direction", "all")
+    others = [name for row in rows.values() for name in row if name not in main]
+    columns = (*main, *dict.fromkeys(others))
+    table = Table("share right", *columns, title=f"{title}: videos that show what was asked")
+    for name, row in rows.items():
+        cells = [f"{row[column]:.3f}" if column in row else "-" for column in columns]
+        table.add_row(name.replace("_two_objects", ", two objects"), *cells)
+    # Wide enough for all columns where the output is a file.
+    console = Console()
+    Console(width=max(console.width, 130)).print(table)
