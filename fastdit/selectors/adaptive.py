@@ -6,43 +6,9 @@ softmax over key tiles, weighted by their token counts; the rule per row is top-
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from fastdit_kernels import BlockMask, TileLayout, pad_to_tiles
-
-
-def tile_means(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
-    """Mean token of each tile, in fp32.
-
-    Args:
-        x: `[B, H, S, D]` in tile order.
-        layout: One level of tiles.
-
-    Returns:
-        `[B, H, num_tiles, D]`; padding does not count.
-    """
-    sums: torch.Tensor = pad_to_tiles(x, layout).unflatten(2, (-1, layout.tile)).sum(3, dtype=torch.float32)
-    return sums / layout.tile_rows(x.device).view(1, 1, -1, 1)
-
-
-def tile_mass(query: torch.Tensor, key: torch.Tensor, q_layout: TileLayout, kv_layout: TileLayout) -> torch.Tensor:
-    """Estimated softmax mass of each key tile for each query tile.
-
-    `softmax_j(scale q_i . k_j + ln n_j)` with tile means `q_i`, `k_j` and `n_j` tokens in key tile `j`.
-
-    Args:
-        query: `[B, H, Sq, D]` in tile order.
-        key: `[B, H, Skv, D]` in tile order.
-        q_layout: Query tiles.
-        kv_layout: Key tiles, one level.
-
-    Returns:
-        fp32 `[B, H, NQ, NK]`; rows sum to one.
-    """
-    scores = tile_means(query, q_layout) @ tile_means(key, kv_layout).mT / math.sqrt(query.shape[-1])
-    return (scores + kv_layout.tile_rows(key.device).float().log()).softmax(-1)
+from fastdit_kernels import BlockMask, TileLayout, select_tiles, tile_scores
 
 
 def own_tiles(q_layout: TileLayout, kv_layout: TileLayout, device: torch.device) -> torch.Tensor:
@@ -85,17 +51,14 @@ def select(
         max_tiles: Most tiles per row, unless more are forced.
 
     Returns:
-        A mask whose rows list the forced tiles first, then by falling mass.
+        A mask whose rows list tiles in ascending order.
     """
-    mass = tile_mass(query, key, q_layout, kv_layout)
-    forced = own_tiles(q_layout, kv_layout, query.device)
-    # Masses lie in [0, 1], so adding 2 lists the forced tiles before all others.
-    ranked = torch.sort(mass + 2.0 * forced, dim=-1, descending=True).indices
-    if top_p is None:
-        counts = torch.full(mass.shape[:-1], max_tiles, device=mass.device)
-    else:
-        ranked_mass = mass.gather(-1, ranked)
-        before = ranked_mass.cumsum(-1) - ranked_mass
-        counts = (before < top_p).sum(-1).clamp(min_tiles, max_tiles)
-    counts = torch.maximum(counts, forced.sum(-1))
-    return BlockMask(ranked.to(torch.int32), counts.to(torch.int32), q_layout, kv_layout)
+    return select_tiles(
+        tile_scores(query, key, q_layout, kv_layout),
+        q_layout,
+        kv_layout,
+        top_p=top_p,
+        min_tiles=min_tiles,
+        max_tiles=max_tiles,
+        forced=own_tiles(q_layout, kv_layout, query.device),
+    )

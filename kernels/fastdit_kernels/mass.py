@@ -100,11 +100,10 @@ def _block_mass(
 
         return triton_mass.sum_mass(query, key, key_bias, lse, q_tile, kv_tile, scale)
     total = lse.new_empty((*query.shape[:2], query.shape[2] // q_tile, key.shape[2] // kv_tile))
+    flat, levels = total.flatten(0, 1), lse.flatten(0, 1).unflatten(1, (-1, q_tile))
     for place, scores in score_chunks(query, key, key_bias, q_tile, scale):
-        batch, head, tiles = place
-        rows = slice(tiles.start * q_tile, tiles.stop * q_tile)
-        mass = (scores - lse[batch, head, rows, None]).exp()
-        total[place] = mass.view(-1, q_tile, total.shape[3], kv_tile).sum((1, 3))
+        mass = (scores - levels[place].unsqueeze(-1)).exp()
+        flat[place] = mass.unflatten(3, (-1, kv_tile)).sum((2, 4))
     return total
 
 
@@ -124,8 +123,8 @@ def _(
 
 def score_chunks(
     query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor, q_tile: int, scale: float
-) -> Iterator[tuple[tuple[int, int, slice], torch.Tensor]]:
-    """Scores of a few query tiles of one head at a time, against all keys, in the dtype of `key_bias`.
+) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
+    """Scores of some query tiles of some heads at a time, against all keys, in the dtype of `key_bias`.
 
     Args:
         query: `[B, H, NQ * q_tile, D]`.
@@ -135,15 +134,17 @@ def score_chunks(
         scale: Factor on the products.
 
     Yields:
-        Batch, head and slice of query tiles, and their scores `[tiles * q_tile, N]`.
+        Slices of the flattened `B * H` and of the query tiles, and their scores `[heads, tiles, q_tile, N]`.
     """
     wide = key_bias.dtype
-    tiles = query.shape[2] // q_tile
-    step = max(1, WORKSPACE_BYTES // max(1, q_tile * key.shape[2] * wide.itemsize))
-    for batch in range(query.shape[0]):
-        for head in range(query.shape[1]):
-            keys = key[batch, head].to(wide).mT
-            for start in range(0, tiles, step):
-                chunk = slice(start, min(start + step, tiles))
-                rows = query[batch, head, chunk.start * q_tile : chunk.stop * q_tile].to(wide)
-                yield (batch, head, chunk), scale * (rows @ keys) + key_bias
+    rows, keys = query.flatten(0, 1), key.flatten(0, 1)
+    tiles = rows.shape[1] // q_tile
+    room = max(1, WORKSPACE_BYTES // max(1, q_tile * keys.shape[1] * wide.itemsize))
+    tile_step, head_step = min(room, tiles), max(1, room // tiles)
+    for first_head in range(0, len(rows), head_step):
+        heads = slice(first_head, first_head + head_step)
+        columns = keys[heads].to(wide).mT
+        for first in range(0, tiles, tile_step):
+            chunk = rows[heads, first * q_tile : (first + tile_step) * q_tile].to(wide)
+            scores = (chunk @ columns).mul_(scale).add_(key_bias)
+            yield (heads, slice(first, first + tile_step)), scores.unflatten(1, (-1, q_tile))

@@ -167,8 +167,9 @@ def _representative_mass(
         return triton_mass.sum_mass(query, key, key_bias, lse, q_samples, kv_samples, scale) / q_samples
     shape = (*query.shape[:2], query.shape[2] // q_samples, key.shape[2] // kv_samples)
     mass = query.new_empty(shape, dtype=key_bias.dtype)
+    flat = mass.flatten(0, 1)
     for place, scores in score_chunks(query, key, key_bias, q_samples, scale):
-        mass[place] = scores.softmax(-1).view(-1, q_samples, shape[3], kv_samples).sum(3).mean(1)
+        flat[place] = scores.softmax(-1).unflatten(3, (-1, kv_samples)).sum(4).mean(2)
     return mass
 
 

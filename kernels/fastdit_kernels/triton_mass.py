@@ -9,12 +9,31 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 MIN_BLOCK = 64
+# Columns of fp32 rows multiplied at once.
+FP32_SLICE = 16
 
 
 @triton.jit
 def _load_rows(source, row, real, columns, dim):
     place = row.to(tl.int64)[:, None] * dim + columns[None, :]
     return tl.load(source + place, mask=real[:, None] & (columns < dim)[None, :], other=0.0)
+
+
+@triton.jit
+def _products(query, q, row, real, key, column, listed, dim, block_dim: tl.constexpr, slice_dim: tl.constexpr):
+    """Inner products of rows and keys; `q` holds the rows if they are taken whole."""
+    if slice_dim == block_dim:
+        k = _load_rows(key, column, listed, tl.arange(0, block_dim), dim)
+        products = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    else:
+        # fp32 takes three passes of tf32: whole rows of 128 would spill thousands of bytes.
+        products = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
+        for start in range(0, block_dim, slice_dim):
+            columns = start + tl.arange(0, slice_dim)
+            part = _load_rows(query, row, real, columns, dim)
+            k = _load_rows(key, column, listed, columns, dim)
+            products = tl.dot(part, tl.trans(k), products, input_precision="tf32x3")
+    return products
 
 
 @triton.jit
@@ -30,20 +49,23 @@ def lse_kernel(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_dim: tl.constexpr,
+    slice_dim: tl.constexpr,
 ):
     """Program `(i, b H + h)`: `lse = ln sum_k e^(scale q . k + bias)` of `block_m` rows, in one pass over the keys."""
     head = tl.program_id(1).to(tl.int64)
-    columns = tl.arange(0, block_dim)
     row = tl.program_id(0) * block_m + tl.arange(0, block_m)
-    q = _load_rows(query + head * q_rows * dim, row, row < q_rows, columns, dim)
+    query += head * q_rows * dim
+    q = row
+    if slice_dim == block_dim:
+        q = _load_rows(query, row, row < q_rows, tl.arange(0, block_dim), dim)
     key += head * k_rows * dim
     highest = tl.full([block_m], float("-inf"), tl.float32)
     total = tl.zeros([block_m], tl.float32)
     for start in range(0, k_rows, block_n):
         column = start + tl.arange(0, block_n)
-        k = _load_rows(key, column, column < k_rows, columns, dim)
         bias = tl.load(key_bias + column, mask=column < k_rows, other=float("-inf"))
-        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
+        products = _products(query, q, row, row < q_rows, key, column, column < k_rows, dim, block_dim, slice_dim)
+        scores = products * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
         risen = tl.maximum(highest, tl.max(scores, 1))
         # While a row has only seen keys of bias -inf, every difference would be nan.
         base = tl.where(risen == float("-inf"), 0.0, risen)
@@ -71,18 +93,21 @@ def mass_kernel(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_dim: tl.constexpr,
+    slice_dim: tl.constexpr,
 ):
     """Program `(i, b H + h)`: mass of `block_m / q_group` query tiles on all key tiles.
 
     A tile takes a group of rows in the block, its size rounded up to a power of two; the rows too many are masked.
     """
     head = tl.program_id(1).to(tl.int64)
-    columns = tl.arange(0, block_dim)
     lane, slot = tl.arange(0, block_m), tl.arange(0, block_n)
     first_tile = tl.program_id(0) * (block_m // q_group)
     row = (first_tile + lane // q_group) * q_tile + lane % q_group
     real = (lane % q_group < q_tile) & (first_tile + lane // q_group < q_tiles)
-    q = _load_rows(query + head * q_tiles * q_tile * dim, row, real, columns, dim)
+    query += head * q_tiles * q_tile * dim
+    q = row
+    if slice_dim == block_dim:
+        q = _load_rows(query, row, real, tl.arange(0, block_dim), dim)
     level = tl.load(lse + head * q_tiles * q_tile + row, mask=real, other=float("inf")) * LOG2_E
     key += head * k_tiles * kv_tile * dim
     mass += head * q_tiles * k_tiles
@@ -91,9 +116,9 @@ def mass_kernel(
         tile = first + slot // kv_group
         column = tile * kv_tile + slot % kv_group
         listed = (slot % kv_group < kv_tile) & (tile < k_tiles)
-        k = _load_rows(key, column, listed, columns, dim)
         bias = tl.load(key_bias + column, mask=listed, other=float("-inf"))
-        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
+        products = _products(query, q, row, real, key, column, listed, dim, block_dim, slice_dim)
+        scores = products * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
         share = tl.exp2(scores - level[:, None])
         if q_group == block_m and kv_group == block_n:
             sums = tl.sum(tl.sum(share, 1), 0)
@@ -126,7 +151,8 @@ def row_lse(query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor, scal
         with torch.cuda.device_of(query):
             lse_kernel[(triton.cdiv(query.shape[2], MIN_BLOCK), query.shape[0] * query.shape[1])](
                 query, key, key_bias, lse, query.shape[2], key.shape[2], query.shape[3], scale,
-                block_m=MIN_BLOCK, block_n=MIN_BLOCK, block_dim=block_dim, num_warps=4, num_stages=2,
+                block_m=MIN_BLOCK, block_n=MIN_BLOCK, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
+                num_warps=4, num_stages=2,
             )  # fmt: skip
     return lse
 
@@ -153,7 +179,11 @@ def sum_mass(
             mass_kernel[(triton.cdiv(q_tiles, block_m // q_group), batch * heads)](
                 query, key, key_bias, lse, mass, q_tiles, k_tiles, dim, scale,
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
-                block_m=block_m, block_n=block_n, block_dim=block_dim,
+                block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
                 num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=2,
             )  # fmt: skip
     return mass
+
+
+def _slice_dim(query: torch.Tensor, block_dim: int) -> int:
+    return min(block_dim, FP32_SLICE) if query.dtype == torch.float32 else block_dim

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from fastdit import AdaptiveConfig, VideoGrid
-from fastdit.selectors.adaptive import own_tiles, tile_mass, tile_means
-from fastdit_kernels import TileLayout, block_sparse_attention
+from fastdit.selectors.adaptive import own_tiles
+from fastdit_kernels import TileLayout, block_sparse_attention, tile_means, tile_scores
 
 GRID = VideoGrid(frames=4, height=8, width=9)  # 288 tokens
 
@@ -28,7 +28,7 @@ def test_mass_is_exact_where_tiles_are_uniform(rng):
     k = torch.randn(1, 2, 8, 16, generator=rng).repeat_interleave(8, 2)[:, :, :61]
     exact = (q @ k.mT / 4).softmax(-1)
     summed = torch.stack([part.sum(-1) for part in exact[:, :, ::16].split(8, -1)], -1)
-    assert torch.allclose(tile_mass(q, k, q_layout, kv_layout), summed, atol=1e-6)
+    assert torch.allclose(tile_scores(q, k, q_layout, kv_layout), summed, atol=1e-6)
 
 
 def test_density_is_the_share_asked_for(rng):
@@ -53,7 +53,7 @@ def test_top_p_keeps_just_enough_mass(rng):
     config = make(top_p=0.7, min_density=0.0, max_density=1.0)
     mask = config.select(q, k, GRID)
     q_layout, kv_layout = TileLayout((288,), 32), TileLayout((288,), 16)
-    mass = tile_mass(q, k, q_layout, kv_layout)
+    mass = tile_scores(q, k, q_layout, kv_layout)
     kept = torch.where(mask.to_dense(), mass, 0).sum(-1)
     assert (kept >= 0.7 - 1e-5).all()
     lightest = torch.where(mask.to_dense() & ~own_tiles(q_layout, kv_layout, q.device), mass, 2).amin(-1)

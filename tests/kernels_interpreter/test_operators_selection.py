@@ -10,7 +10,7 @@ Q, KV = TileLayout((40,), 16), TileLayout((70,), 4)  # 3 query tiles, 18 key til
 
 def masses(generator, grain=64):
     """Multiples of 1/64 that sum to one: many ties, and sums without rounding."""
-    parts = torch.randint(0, KV.num_tiles, (1, 2, Q.num_tiles, grain), generator=generator)
+    parts = torch.randint(0, KV.num_tiles, (1, 1, Q.num_tiles, grain), generator=generator)
     return torch.nn.functional.one_hot(parts, KV.num_tiles).sum(3).float() / grain
 
 
@@ -21,8 +21,8 @@ def assert_same(scores, **settings):
     assert torch.equal(got.indices, expected.indices)
 
 
-@pytest.mark.parametrize("top_p", [None, 0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("bounds", [(0, 18), (3, 6), (0, 0)])
+@pytest.mark.parametrize("top_p", [None, 0.0, 0.5, 2.0])
+@pytest.mark.parametrize("bounds", [(0, 18), (3, 6)])
 def test_masses_with_ties(top_p, bounds, rng):
     scores = masses(rng)
     forced = torch.rand(Q.num_tiles, KV.num_tiles, generator=rng) < 0.2
