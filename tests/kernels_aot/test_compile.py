@@ -23,6 +23,7 @@ from fastdit_kernels.implementations.triton_configurations import (
 GOLDEN = Path(__file__).parent / "golden" / f"triton_{triton.__version__}.json"
 # A change of more registers than this against the noted ones deserves a look.
 REGISTER_TOLERANCE = 16
+BAD = TritonConfiguration(128, 128, 4, 3)
 ROWS = [
     (architecture, head_dim, dtype, q_tile, kv_tile)
     for architecture in ARCHITECTURES
@@ -111,9 +112,8 @@ def test_layouts_without_ragged_tiles(architecture, compile_row):
     assert not found["serialised"]
 
 
-def test_spills_and_missing_specialisation_are_noticed(compile_row):
+def test_spills_are_noticed(compile_row):
     """The checks can fail: a configuration known to be bad."""
-    bad = TritonConfiguration(128, 128, 4, 3, warp_specialize=True)
-    found = describe("sm_90", compile_row("sm_90", 128, "bfloat16", 128, 128, configuration=bad))
-    assert found["scratch"] > 0 or found["serialised"]
-    assert not found["specialised"]
+    found = describe("sm_90", compile_row("sm_90", 128, "bfloat16", 128, 128, configuration=BAD))
+    assert found["scratch"] > 0
+    assert found["serialised"]
