@@ -30,3 +30,9 @@ def run():
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The Triton suites run in processes of their own, started by tests/kernels/test_triton_suites.py."""
+    apart = collection_path.name in ("kernels_interpreter", "kernels_aot")
+    return True if apart and not any(collection_path.name in argument for argument in config.args) else None

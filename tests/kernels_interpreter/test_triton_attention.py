@@ -57,11 +57,14 @@ def check(q, k, v, mask, scale=None):
     assert out.dtype == q.dtype
     assert lse.dtype == torch.float32
     assert out.isfinite().all()
+    # fp32 scores are rounded relative to their size, which exp turns into an absolute error.
+    scores = (q.double() @ pool_pyramid(k, mask.kv_layout).double().mT).abs().max().item()
+    rounding = 1e-6 * scores * (1 / math.sqrt(q.shape[-1]) if scale is None else abs(scale))
     error = (out.double() - expected).abs().max()
-    assert error <= TOLERANCE[q.dtype] * max(1.0, expected.abs().max().item()), f"error {error:.1e}"
+    assert error <= (TOLERANCE[q.dtype] + rounding) * max(1.0, expected.abs().max().item()), f"error {error:.1e}"
     finite = expected_lse.isfinite()
     assert torch.equal(lse == -math.inf, ~finite)
-    assert torch.allclose(lse.double()[finite], expected_lse[finite], atol=2e-5 if q.dtype == torch.float32 else 2e-3)
+    assert torch.allclose(lse.double()[finite], expected_lse[finite], atol=rounding + 2e-5)
     return out, lse
 
 

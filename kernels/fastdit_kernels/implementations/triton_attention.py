@@ -152,7 +152,15 @@ def partition(
     """
     ordered, exact_counts = torch.empty_like(lists), torch.empty_like(counts)
     partition_entries[(counts.numel(),)](
-        lists, counts, tails, ordered, exact_counts, lists.shape[-1], KV_TILE=kv_tile, BLOCK=PARTITION_BLOCK
+        lists,
+        counts,
+        tails,
+        ordered,
+        exact_counts,
+        lists.shape[-1],
+        KV_TILE=kv_tile,
+        BLOCK=PARTITION_BLOCK,
+        enable_fp_fusion=True,
     )
     return ordered, exact_counts
 
