@@ -1,116 +1,276 @@
-"""Times block-sparse against dense attention on this machine: `python -m fastdit_kernels.bench [--threads N]`.
+"""Times block-sparse against dense attention on this machine: `python -m fastdit_kernels.bench [--quick]`.
 
-Correctness first, then time: every case is checked against the reference before it is timed. Dense and sparse runs
-alternate in one process; the figure is the ratio of medians, in process CPU time for one thread.
+Correctness first, then time: a kernel that disagrees with the fp64 reference is not timed. Dense and sparse runs
+alternate in one process; the figure is the median of the ratios of neighbouring runs, with their range.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from fastdit_kernels.attention import block_sparse_attention
+from fastdit_kernels.bench_baselines import Dense, dense_baselines
+from fastdit_kernels.bench_machine import describe_machine
+from fastdit_kernels.bench_shapes import CPU_SHAPES, MODEL_SHAPES, QUICK_SHAPES, ModelShape
 from fastdit_kernels.block_mask import BlockMask
+from fastdit_kernels.dispatch import resolve
+from fastdit_kernels.errors import FastDitError
+from fastdit_kernels.tiles import gather_tokens, pool_pyramid, scatter_tokens
 
-DENSITIES = (0.05, 0.1, 0.2, 0.4)
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+QUICK_DENSITIES = (0.1, 0.3)
 SPREAD = 8.0
+# Largest error against fp64, relative to the largest output, for inputs of unit variance.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+CHECK_LENGTH = 1000
+POOLED_LEVELS = 4
 
 
-def random_mask(shape: tuple[int, int, int, int], tile: int, density: float, uneven: bool, seed: int = 0) -> BlockMask:
+class WrongResultError(FastDitError):
+    """A kernel disagrees with the reference; its speed means nothing."""
+
+
+def random_mask(
+    shape: tuple[int, int, int, int], tile: int, density: float, uneven: bool, seed: int = 0, kv_tile: int | None = None
+) -> BlockMask:
     """Random tiles at a density.
 
     Args:
         shape: `[B, H, S, D]` of the attention.
-        tile: Rows of query and key tiles.
+        tile: Rows of query tiles.
         density: Mean share of key tiles per row.
         uneven: Rows differ by up to a factor of 8 instead of being equally long.
         seed: Seed of the choice.
+        kv_tile: Rows of key tiles, default `tile`.
     """
     batch, heads, length, _ = shape
-    tiles = -(-length // tile)
+    kv_tile = kv_tile or tile
+    tiles, kv_tiles = -(-length // tile), -(-length // kv_tile)
     generator = torch.Generator().manual_seed(seed)
     share = torch.full((batch, heads, tiles), density)
     if uneven:
         share = SPREAD ** torch.rand(share.shape, generator=generator)
         share *= density / share.mean()
-    counts = (share * tiles).round().clamp(1, tiles).long()
-    rank = torch.rand((batch, heads, tiles, tiles), generator=generator).argsort(-1).argsort(-1)
-    return BlockMask.from_dense(rank < counts.unsqueeze(-1), q_len=length, kv_len=length, q_tile=tile, kv_tile=tile)
+    counts = (share * kv_tiles).round().clamp(1, kv_tiles).long()
+    rank = torch.rand((batch, heads, tiles, kv_tiles), generator=generator).argsort(-1).argsort(-1)
+    return BlockMask.from_dense(rank < counts.unsqueeze(-1), q_len=length, kv_len=length, q_tile=tile, kv_tile=kv_tile)
 
 
-def time_pair(
-    dense: Callable[[], object], sparse: Callable[[], object], repeats: int, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Median seconds of both, run in turn after a warm-up."""
-    times: tuple[list[float], list[float]] = ([], [])
+def check_kernel(
+    implementation: str, head_dim: int, dtype: torch.dtype, uneven: bool, tile: int, device: torch.device
+) -> float:
+    """Largest relative error against the fp64 reference, on a short ragged sequence of the same kind.
+
+    Raises:
+        WrongResultError: It exceeds what the dtype explains.
+    """
+    shape = (1, 1, CHECK_LENGTH, head_dim)
+    query, key, value = _inputs(shape, dtype, device)
+    mask = random_mask(shape, tile, 0.4, uneven).to(device)
+    out = block_sparse_attention(query, key, value, mask, implementation=implementation).double()
+    exact = block_sparse_attention(query.double(), key.double(), value.double(), mask, implementation="reference")
+    error = ((out - exact).abs().max() / exact.abs().max()).item()
+    if not error <= TOLERANCE[dtype]:
+        raise WrongResultError(
+            f"implementation={implementation!r} is wrong at head_dim {head_dim} in {dtype}: "
+            f"relative error {error:.1e}, accepted is {TOLERANCE[dtype]:.0e}. It is not timed."
+        )
+    return error
+
+
+def time_together(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every run, all in turn in each round, after one round of warm-up.
+
+    On a CPU with one thread it is the CPU time of the process, which a busy machine disturbs least.
+    """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
-        for run, kept in zip((dense, sparse), times, strict=True):
+        for name, run in runs.items():
+            _wait(device)
             start = clock()
             run()
+            _wait(device)
             if repeat:
-                kept.append(clock() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+                times[name].append(clock() - start)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    generator = torch.Generator(device).manual_seed(1)
+    return [torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype) for _ in range(3)]
 
 
 def bench_case(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, density: float, uneven: bool, tile: int, repeats: int
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    density: float,
+    uneven: bool,
+    tile: int,
+    repeats: int,
+    implementation: str = "auto",
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
-    """One line of the result: the case, its error, both times and the speed-up."""
-    generator = torch.Generator().manual_seed(1)
-    query, key, value = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
-    mask = random_mask(shape, tile, density, uneven)
-    out = block_sparse_attention(query, key, value, mask)
-    exact = block_sparse_attention(query, key, value, mask, implementation="reference")
-    error = ((out - exact).abs().max() / exact.abs().max()).item()
-    assert error < (1e-5 if dtype == torch.float32 else 3e-2), f"wrong result: relative error {error:.1e}"
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    dense_seconds, sparse_seconds = time_pair(
-        lambda: F.scaled_dot_product_attention(query, key, value),
-        lambda: block_sparse_attention(query, key, value, mask),
-        repeats,
-        clock,
-    )
+    """One line of the result: the case, its error, the time of each kernel and the speed-up over the best dense one."""
+    device = device or torch.device("cpu")
+    query, key, value = _inputs(shape, dtype, device)
+    chosen = resolve(implementation, query)
+    error = check_kernel(chosen, shape[-1], dtype, uneven, tile, device)
+    mask = random_mask(shape, tile, density, uneven).to(device)
+    dense, left_out = _working(dense_baselines(device, dtype), query, key, value)
+    runs: dict[str, Callable[[], object]] = {
+        name: (lambda run=run: run(query, key, value)) for name, run in dense.items()
+    }
+    runs["sparse"] = lambda: block_sparse_attention(query, key, value, mask, implementation=chosen)
+    times = time_together(runs, repeats, device)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = min(dense, key=lambda name: medians[name])
+    ratios = [a / b for a, b in zip(times[best], times["sparse"], strict=True)]
+    pairs, pair_flops = mask.kept_pairs().double().mean().item() * shape[0] * shape[1], 4 * shape[-1]
+    dense_flops = pair_flops * shape[0] * shape[1] * shape[2] ** 2
+    sparse_tflops = pair_flops * pairs / medians["sparse"] / 1e12
+    best_tflops = dense_flops / medians[best] / 1e12
     return {
         "shape": list(shape),
         "dtype": str(dtype).removeprefix("torch."),
         "tile": tile,
         "uneven_rows": uneven,
         "density": mask.density(),
+        "implementation": chosen,
         "relative_error": error,
-        "dense_seconds": dense_seconds,
-        "sparse_seconds": sparse_seconds,
-        "speedup": dense_seconds / sparse_seconds,
+        "dense_seconds": {name: medians[name] for name in dense},
+        "dense_left_out": left_out,
+        "best_dense": best,
+        "best_dense_tflops": best_tflops,
+        "sparse_seconds": medians["sparse"],
+        "sparse_kept_tflops": sparse_tflops,
+        "speedup": statistics.median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        # 1 means: a kept tile costs what it costs in the best dense kernel.
+        "fraction_of_dense": statistics.median(ratios) * mask.density(),
+        **{f"{name}_seconds": seconds for name, seconds in _overheads(query, key, value, mask, repeats).items()},
     }
 
 
+def _working(
+    found: dict[str, Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[dict[str, Dense], dict[str, str]]:
+    """The dense kernels that take this shape, and why the others do not."""
+    working, left_out = {}, {}
+    for name, run in found.items():
+        try:
+            run(query, key, value)
+            working[name] = run
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            left_out[name] = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return working, left_out
+
+
+def _overheads(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, repeats: int
+) -> dict[str, float]:
+    """What a sparse call needs around the kernel, in plain torch: reordering, pooling and choosing the tiles."""
+    length, layout = query.shape[2], mask.kv_layout
+    order = torch.randperm(length, device=query.device)
+    pooled = type(layout)(layout.segments, layout.tile, POOLED_LEVELS)
+    width = max(1, round(mask.density() * layout.num_tiles))
+
+    def gather() -> None:
+        for x in (query, key, value):
+            gather_tokens(x, order)
+        scatter_tokens(query, order)
+
+    def pool() -> None:
+        pool_pyramid(key, pooled)
+        pool_pyramid(value, pooled)
+
+    def select() -> None:
+        means = [_tile_means(x, layout.tile) for x in (query, key)]
+        kept = (means[0] @ means[1].mT).topk(width, -1).indices
+        keep = torch.zeros(*query.shape[:2], *([means[0].shape[2]] * 2), dtype=torch.bool, device=query.device)
+        BlockMask.from_dense(
+            keep.scatter_(-1, kept, True), q_len=length, kv_len=length, q_tile=layout.tile, kv_tile=layout.tile
+        )
+
+    times = time_together({"gather": gather, "pool": pool, "select": select}, repeats, query.device)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _tile_means(x: torch.Tensor, tile: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % tile))
+    return padded.unflatten(2, (-1, tile)).float().mean(3)
+
+
+def run_bench(
+    *,
+    device: torch.device,
+    quick: bool = False,
+    shapes: tuple[ModelShape, ...] | None = None,
+    repeats: int = 5,
+    tile: int = 128,
+    implementation: str = "auto",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """All shapes, dtypes, densities and kinds of rows on one device.
+
+    Args:
+        device: Where to run: the shapes of the supported models on CUDA, small ones on a CPU.
+        quick: One small shape, two densities, fp32 (bf16 on CUDA): under a minute on one CPU core.
+        shapes: Instead of the default ones.
+        repeats: Timed rounds; the median counts.
+        tile: Rows of query and key tiles.
+        implementation: What to time.
+        progress: Called with (cases done, cases in all, the shape in work).
+
+    Returns:
+        Plain data: `environment`, `cases`.
+
+    Raises:
+        WrongResultError: The kernel disagrees with the reference.
+    """
+    on_cuda = device.type == "cuda"
+    shapes = shapes or (QUICK_SHAPES if quick else MODEL_SHAPES if on_cuda else CPU_SHAPES)
+    dtypes = (torch.bfloat16,) if on_cuda else (torch.float32,) if quick else (torch.float32, torch.bfloat16)
+    densities = QUICK_DENSITIES if quick else DENSITIES
+    cases: list[dict[str, Any]] = []
+    total = len(shapes) * len(dtypes) * len(densities) * 2
+    for shape in shapes:
+        for dtype in dtypes:
+            for density in densities:
+                for uneven in (False, True):
+                    if progress is not None:
+                        progress(len(cases), total, shape.name)
+                    size = (1, shape.num_heads, shape.length, shape.head_dim)
+                    case = bench_case(size, dtype, density, uneven, tile, repeats, implementation, device)
+                    cases.append({"model": shape.name, **case})
+    if progress is not None:
+        progress(total, total, "done")
+    return {"environment": describe_machine(device), "repeats": repeats, "cases": cases}
+
+
 def main() -> None:
-    """Run all cases and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run and print JSON."""
+    parser = argparse.ArgumentParser(prog="python -m fastdit_kernels.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--tile", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    shape = (1, 4, options.tokens, options.head_dim)
-    cases = [
-        bench_case(shape, dtype, density, uneven, options.tile, options.repeats)
-        for dtype in (torch.float32, torch.bfloat16)
-        for density in DENSITIES
-        for uneven in (False, True)
-    ]
-    environment = {"torch": torch.__version__, "threads": options.threads, "platform": platform.platform()}
-    # Programs print; this is one.
-    print(json.dumps({"dense": "F.scaled_dot_product_attention", **environment, "cases": cases}, indent=2))  # noqa: T201
+    report = run_bench(device=torch.device(options.device), quick=options.quick, repeats=options.repeats)
+    print(json.dumps(report, indent=2))  # noqa: T201
 
 
 if __name__ == "__main__":
