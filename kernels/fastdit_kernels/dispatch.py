@@ -85,10 +85,12 @@ def resolve(name: str, query: torch.Tensor, tiles: tuple[int, int] | None = None
     """
     if name == "auto":
         for item in IMPLEMENTATIONS.values():
-            if item.gpu_only and query.device.type != "cuda":
-                reason = f"it is for CUDA devices, the tensors are on {query.device.type}"
-            else:
-                reason = item.unavailable_reason(query, tiles)
+            off_gpu = item.gpu_only and query.device.type != "cuda"
+            reason = (
+                f"it is for CUDA devices, the tensors are on {query.device.type}"
+                if off_gpu
+                else item.unavailable_reason(query, tiles)
+            )
             if reason is None:
                 logger.debug("auto chose %r for %s %s", item.name, query.device.type, query.dtype)
                 return item.name

@@ -82,10 +82,8 @@ def select_configuration(
     architecture: str, head_dim: int, dtype: torch.dtype, q_tile: int, kv_tile: int
 ) -> TritonConfiguration:
     """The table's entry, with its blocks cut to the tiles of the mask."""
-    if architecture == "interpreter":
-        found = _INTERPRETER
-    else:
-        found = TABLE[architecture, head_dim, dtype.itemsize, q_tile]
+    key = (architecture, head_dim, dtype.itemsize, q_tile)
+    found = _INTERPRETER if architecture == "interpreter" else TABLE[key]
     return replace(found, block_m=min(found.block_m, q_tile), block_n=min(found.block_n, kv_tile))
 
 
