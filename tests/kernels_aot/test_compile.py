@@ -33,7 +33,7 @@ ROWS = [
     for kv_tile in TILES
 ]
 # The rows that video models use, and one fp32 row per card.
-IN_CI = {("bfloat16", 128, 128, 64), ("bfloat16", 64, 128, 64)}
+IN_CI = {("bfloat16", 128, 128, 64), ("bfloat16", 64, 128, 64), ("float32", 128, 64, 64)}
 
 
 def pytest_generate_tests(metafunc):
