@@ -91,10 +91,10 @@ def resolve(name: str, query: torch.Tensor, tiles: tuple[int, int] | None = None
     """
     if name == "auto":
         for item in IMPLEMENTATIONS.values():
-            if item.gpu_only and query.device.type != "cuda":
-                reason: str | None = f"on {query.device.type} it runs only when named"
-            else:
-                reason = item.unavailable_reason(query, tiles)
+            off_gpu = item.gpu_only and query.device.type != "cuda"
+            reason = (
+                f"on {query.device.type} it runs only when named" if off_gpu else item.unavailable_reason(query, tiles)
+            )
             if reason is None:
                 logger.debug("auto chose %r for %s %s", item.name, query.device.type, query.dtype)
                 return item.name

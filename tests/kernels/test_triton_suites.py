@@ -24,9 +24,7 @@ def run(*command, **environment):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize(
-    ("folder", "interpret"), [("tests/kernels_interpreter", "1"), ("tests/kernels_aot", "0")]
-)
+@pytest.mark.parametrize(("folder", "interpret"), [("tests/kernels_interpreter", "1"), ("tests/kernels_aot", "0")])
 def test_suite(folder, interpret):
     pytest.importorskip("triton", reason="Triton exists for Linux only")
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", folder, TRITON_INTERPRET=interpret)

@@ -1,8 +1,8 @@
 """This folder runs in a process of its own, see tests/kernels/test_triton_suites.py: Triton must not be interpreting.
 
-    python -m pytest tests/kernels_aot                     the subset of CI
-    python -m pytest tests/kernels_aot --all-rows          every row of the table
-    python -m pytest tests/kernels_aot --all-rows --write-golden    and note registers and shared memory anew
+python -m pytest tests/kernels_aot                     the subset of CI
+python -m pytest tests/kernels_aot --all-rows          every row of the table
+python -m pytest tests/kernels_aot --all-rows --write-golden    and note registers and shared memory anew
 """
 
 import os

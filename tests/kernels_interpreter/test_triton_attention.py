@@ -204,6 +204,4 @@ def test_auto_never_chooses_the_interpreter():
 )
 def test_any_mask(on_path, q_len, kv_len, levels, share, q_tile, kv_tile, path, seed):
     on_path(path)
-    check(
-        *case(q_len, kv_len, 32, levels=levels, share=share, q_tile=q_tile, kv_tile=kv_tile, heads=1, seed=seed)
-    )
+    check(*case(q_len, kv_len, 32, levels=levels, share=share, q_tile=q_tile, kv_tile=kv_tile, heads=1, seed=seed))

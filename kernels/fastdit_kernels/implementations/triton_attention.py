@@ -65,7 +65,6 @@ def launch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend` with a given configuration, on the current device."""
     batch, heads, q_rows, head_dim = query.shape
-    block_d = triton.next_power_of_2(head_dim)
     if scale < 0:
         query, scale = -query, -scale
     tails = None if row_members is None else tile_tails(row_members, kv_tile)
@@ -77,29 +76,14 @@ def launch(
     out, lse = torch.empty_like(query), query.new_empty((batch, heads, q_rows), dtype=torch.float32)
     keys, values = key, value
     if configuration.descriptors:
-        block = [configuration.block_n, block_d]
+        block = [configuration.block_n, triton.next_power_of_2(head_dim)]
         keys, values = (TensorDescriptor.from_tensor(x.view(-1, head_dim), block) for x in (key, value))
     grid = (order.numel() * (q_tile // configuration.block_m),)
-    arguments = (query, keys, values, out, lse, lists, list_counts, exact_counts, order)
-    arguments += (tails if tails is not None else list_counts, scale * math.log2(math.e), heads, counts.shape[2])
-    arguments += (key.shape[2], lists.shape[3], lists.stride(0) // lists.shape[3] if lists.shape[0] > 1 else 0)
-    arguments += (lists.shape[2] if lists.shape[1] > 1 else 0, batch * heads * q_rows)
-    options = {
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": block_d,
-        "Q_TILE": q_tile,
-        "KV_TILE": kv_tile,
-        "BLOCK_M": configuration.block_m,
-        "BLOCK_N": configuration.block_n,
-        "STAGES": configuration.num_stages,
-        "DESCRIPTORS": configuration.descriptors,
-        "WARP_SPECIALIZE": configuration.warp_specialize,
-        "HAS_RAGGED": tails is not None,
-        "PRECISION": "ieee" if architecture.startswith("gfx") else "tf32x3",
-        "num_warps": configuration.num_warps,
-        "num_stages": configuration.num_stages,
-        "enable_fp_fusion": True,
-    }
+    arguments: list[object] = [query, keys, values, out, lse, lists, list_counts, exact_counts, order]
+    arguments += [tails if tails is not None else list_counts, scale * math.log2(math.e), heads, counts.shape[2]]
+    arguments += [key.shape[2], lists.shape[3], lists.shape[1] * lists.shape[2] if lists.shape[0] > 1 else 0]
+    arguments += [lists.shape[2] if lists.shape[1] > 1 else 0, batch * heads * q_rows]
+    options = _options(configuration, architecture, head_dim, q_tile, kv_tile) | {"HAS_RAGGED": tails is not None}
 
     def run() -> None:
         # The descriptor of the queries is made on the GPU, in memory that the launcher asks for.
@@ -109,6 +93,26 @@ def launch(
     # In a context of its own, so that an allocator that somebody else set stays as it was.
     contextvars.copy_context().run(run)
     return out, lse
+
+
+def _options(
+    configuration: TritonConfiguration, architecture: str, head_dim: int, q_tile: int, kv_tile: int
+) -> dict[str, int | bool | str]:
+    return {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "Q_TILE": q_tile,
+        "KV_TILE": kv_tile,
+        "BLOCK_M": configuration.block_m,
+        "BLOCK_N": configuration.block_n,
+        "STAGES": configuration.num_stages,
+        "DESCRIPTORS": configuration.descriptors,
+        "WARP_SPECIALIZE": configuration.warp_specialize,
+        "PRECISION": "ieee" if architecture.startswith("gfx") else "tf32x3",
+        "num_warps": configuration.num_warps,
+        "num_stages": configuration.num_stages,
+        "enable_fp_fusion": True,
+    }
 
 
 def tile_tails(row_members: torch.Tensor, kv_tile: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ class TritonConfiguration:
 _TWO_BYTES, _FOUR_BYTES = 2, 4
 _CAPABILITIES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100"}
 _CAPABILITIES |= {(10, 3): "sm_100", (12, 0): "sm_120"}
-# (architecture, bytes of an element, query tile) -> configuration of every head_dim without an entry in _BY_HEAD_DIM.
+# (architecture, bytes of an element, query tile) -> configuration, the same for every head_dim.
 _BY_TILE = {
     ("sm_80", _TWO_BYTES, 128): TritonConfiguration(128, 64, 8, 3),
     ("sm_80", _TWO_BYTES, 64): TritonConfiguration(64, 64, 4, 3),
@@ -55,10 +55,14 @@ _BY_TILE = {
     ("gfx942", _TWO_BYTES, 128): TritonConfiguration(128, 64, 4, 2),
     ("gfx942", _TWO_BYTES, 64): TritonConfiguration(64, 64, 4, 2),
 }
-_FLOAT32 = TritonConfiguration(64, 32, 8, 2)
+# Three TF32 products per dot need many registers: larger blocks spill at head_dim 128.
+_FLOAT32 = TritonConfiguration(32, 32, 4, 1)
+_FLOAT32_AMD = TritonConfiguration(64, 32, 8, 2)
 ARCHITECTURES = tuple(dict.fromkeys(architecture for architecture, _, _ in _BY_TILE))
 TABLE = {
-    (architecture, head_dim, size, q_tile): _BY_TILE.get((architecture, size, q_tile), _FLOAT32)
+    (architecture, head_dim, size, q_tile): _BY_TILE.get(
+        (architecture, size, q_tile), _FLOAT32_AMD if architecture.startswith("gfx") else _FLOAT32
+    )
     for architecture in ARCHITECTURES
     for head_dim in HEAD_DIMS
     for size in (_TWO_BYTES, _FOUR_BYTES)
@@ -82,10 +86,8 @@ def select_configuration(
     architecture: str, head_dim: int, dtype: torch.dtype, q_tile: int, kv_tile: int
 ) -> TritonConfiguration:
     """The table's entry, with its blocks cut to the tiles of the mask."""
-    if architecture == "interpreter":
-        found = _INTERPRETER
-    else:
-        found = TABLE[architecture, head_dim, dtype.itemsize, q_tile]
+    key = (architecture, head_dim, dtype.itemsize, q_tile)
+    found = _INTERPRETER if architecture == "interpreter" else TABLE[key]
     return replace(found, block_m=min(found.block_m, q_tile), block_n=min(found.block_n, kv_tile))
 
 
