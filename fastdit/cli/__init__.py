@@ -22,6 +22,7 @@ app = App(
 app.command("fastdit.cli.generate:generate", name="generate")
 app.command("fastdit.cli.judge:judge", name="judge")
 app.command("fastdit.cli.models:models", name="models")
+app.command("fastdit.cli.bench:app", name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

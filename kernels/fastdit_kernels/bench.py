@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,9 +131,7 @@ def bench_case(
     error = check_kernel(chosen, shape[-1], dtype, uneven, tile, device)
     mask = random_mask(shape, tile, density, uneven).to(device)
     dense, left_out = _working(dense_baselines(device, dtype), query, key, value)
-    runs: dict[str, Callable[[], object]] = {
-        name: (lambda run=run: run(query, key, value)) for name, run in dense.items()
-    }
+    runs: dict[str, Callable[[], object]] = {name: partial(run, query, key, value) for name, run in dense.items()}
     runs["sparse"] = lambda: block_sparse_attention(query, key, value, mask, implementation=chosen)
     times = time_together(runs, repeats, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -210,7 +209,8 @@ def _overheads(
 
 def _tile_means(x: torch.Tensor, tile: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % tile))
-    return padded.unflatten(2, (-1, tile)).float().mean(3)
+    means: torch.Tensor = padded.unflatten(2, (-1, tile)).float().mean(3)
+    return means
 
 
 def run_bench(

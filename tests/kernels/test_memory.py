@@ -51,7 +51,7 @@ def extra_bytes(length, levels=1, gather_all=False):
     [
         (65536, 1, 1),  # the output
         (65500, 1, 4),  # padded query, key, value and output
-        (65500, 3, 7),  # key and value of all levels, and their fp32 sums on the way
+        (65500, 3, 10),  # key and value of all levels, the parts they are joined from, query, output
     ],
 )
 def test_extra_memory_is_a_few_inputs_and_a_fixed_workspace(length, levels, inputs):
