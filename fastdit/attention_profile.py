@@ -107,7 +107,7 @@ def jaccard(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """`|A and B| / |A or B|` over the last two dimensions of bool `[..., n, blocks]`; 1 if both are empty."""
     union = (first | second).sum((-1, -2))
     shared = (first & second).sum((-1, -2))
-    return torch.where(union > 0, shared / union.clamp_min(1), 1.0)
+    return (shared / union.clamp_min(1)).masked_fill(union == 0, 1.0)
 
 
 def row_agreement(probabilities: torch.Tensor) -> torch.Tensor:
@@ -123,10 +123,10 @@ def row_agreement(probabilities: torch.Tensor) -> torch.Tensor:
 def classify(share: float, distance: torch.Tensor, uniform_distance: torch.Tensor, agreement: float) -> str:
     """Kind of a head, the first that fits.
 
-    * `stripe`: the rows share at least half of their mass on the same keys (`agreement >= .5`), and those are few
-      (`share <= .5`).
     * `local`: mean distances in t, y and x are all below half of those of uniform attention.
     * `temporal`: those in y and x are below half, that in t is not: the same place through time.
+    * `stripe`: the rows share at least half of their mass on the same keys (`agreement >= .5`), and those are few
+      (`share <= .5`).
     * `global`: everything else, which includes heads that see all of the nearest frames.
 
     Args:
@@ -135,12 +135,12 @@ def classify(share: float, distance: torch.Tensor, uniform_distance: torch.Tenso
         uniform_distance: The same for uniform attention from the same rows `[3]`.
         agreement: `row_agreement`.
     """
-    if agreement >= STRIPE_MIN_AGREEMENT and share <= STRIPE_MAX_SHARE:
-        return "stripe"
     # A grid of one frame or row has no distance there, which counts as near.
     near = [bool(own <= NEAR * far) for own, far in zip(distance, uniform_distance, strict=True)]
     if near[1] and near[2]:
         return "local" if near[0] else "temporal"
+    if agreement >= STRIPE_MIN_AGREEMENT and share <= STRIPE_MAX_SHARE:
+        return "stripe"
     return "global"
 
 

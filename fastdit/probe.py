@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastdit import attention_profile as profile
+import fastdit.attention_profile as profile
 from fastdit.adapters import find_adapter
 from fastdit.api import find_transformers
 from fastdit.config import AdaptiveConfig
@@ -130,8 +130,8 @@ class ProbeSlot(LayerSlot):
                 **measured,
             )
         )
-        heads_first = (x.transpose(1, 2) for x in (query, key, value))
-        out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(*heads_first)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         return out.transpose(1, 2)
 
 

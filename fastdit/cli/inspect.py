@@ -65,7 +65,7 @@ def inspect(
             raise ConfigError(f"steps={chosen}: accepted are steps from 0 to {total - 1}")
         with AttentionProbe(pipe, chosen, rows=rows, block=block) as probe:
             generate(pipe, settings, "inspect")
-        report = {
+        report: dict[str, Any] = {
             "model": model,
             "prompt": prompt,
             "num_inference_steps": total,
@@ -98,7 +98,7 @@ def _heads(views: Sequence[LayerView]) -> list[dict[str, Any]]:
     for (transformer, layer), seen in _by_layer(views).items():
         stability = [jaccard(first.needed, second.needed) for first, second in pairwise(seen)]
         for head in range(len(seen[0].share)):
-            each = [
+            each: list[dict[str, Any]] = [
                 {
                     "step": view.step,
                     "branch": view.branch,
