@@ -92,7 +92,8 @@ def token_places(tokens: torch.Tensor, grid: VideoGrid) -> torch.Tensor:
 def block_mass(probabilities: torch.Tensor, block: int) -> torch.Tensor:
     """Mass of each run of `block` keys, the last one possibly shorter: `[..., ceil(S / block)]`."""
     padding = -probabilities.shape[-1] % block
-    return torch.nn.functional.pad(probabilities, (0, padding)).unflatten(-1, (-1, block)).sum(-1)
+    out: torch.Tensor = torch.nn.functional.pad(probabilities, (0, padding)).unflatten(-1, (-1, block)).sum(-1)
+    return out
 
 
 def needed_blocks(blocks: torch.Tensor, mass: float = 0.95) -> torch.Tensor:
