@@ -20,6 +20,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("fastdit.cli.generate:generate", name="generate")
+app.command("fastdit.cli.inspect:inspect", name="inspect")
 app.command("fastdit.cli.judge:judge", name="judge")
 app.command("fastdit.cli.models:models", name="models")
 app.command("fastdit.cli.bench:app", name="bench")

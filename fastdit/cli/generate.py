@@ -128,7 +128,7 @@ def generate(
     from fastdit_pipelines.loading import load_pipeline, method_defaults
 
     config = None if method == "dense" else sparse.build(method, method_defaults(model, method))
-    settings, fps = _settings(model, prompt, video)
+    settings, fps = video_settings(model, prompt, video)
 
     with staged_output(output) as folder:
         pipe = load_pipeline(model)
@@ -152,7 +152,7 @@ def generate(
         _print_report(report, output)
 
 
-def _settings(model: str, prompt: str, video: VideoOptions) -> tuple[GenerationSettings, int]:
+def video_settings(model: str, prompt: str, video: VideoOptions) -> tuple[GenerationSettings, int]:
     """The call and the frame rate: what was given, over the model's defaults."""
     from fastdit_pipelines.generation import GenerationSettings
     from fastdit_pipelines.loading import model_defaults

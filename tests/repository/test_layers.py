@@ -39,12 +39,13 @@ CLI_MAY_IMPORT_LAZILY = {"fastdit_pipelines", "fastdit_eval", "fastdit_ui"}
 FLOORS = [
     {"errors", "validation", "environment"},
     {"grid"},
-    {"orders"},
+    {"orders", "attention_profile"},
     {"selectors"},
     {"schedule", "config"},
     {"clock", "mask_cache", "statistics", "attend", "session", "report"},
     {"adapters"},
     {"api"},
+    {"probe"},
     {"__init__"},
     {"cli"},
 ]

@@ -117,7 +117,11 @@ CORRUPTIONS: dict[str, tuple[Callable[[Scene, Size], torch.Tensor], str]] = {
 
 
 def applies(name: str, scene: Scene) -> bool:
-    """Whether a corruption makes sense for a scene: relations need two objects that differ."""
+    """Whether a corruption makes a scene wrong: swapping needs objects that differ, turning back as well."""
+    if name == "wrong direction" and len(scene.objects) == 2:
+        # Two alike objects moving in opposite directions are the same scene backwards.
+        first, second = scene.objects
+        return (first.color, first.shape) != (second.color, second.shape)
     if name != "swapped relation":
         return True
     if len(scene.objects) < 2 or scene.relation == "and":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -134,7 +135,7 @@ def judge_videos(videos: Path, prompts: Path | None = None) -> list[dict[str, An
     results = []
     for path in tqdm(files, desc="videos"):
         try:
-            frames = iio.imread(path).astype("float32") / 255
+            frames = (iio.imread(path) / 255).astype(np.float32)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as a video: {' '.join(str(error).split())[:200]}") from error
         prompt, scene = asked[path]
