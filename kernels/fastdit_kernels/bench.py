@@ -23,7 +23,11 @@ from fastdit_kernels.bench_shapes import CPU_SHAPES, MODEL_SHAPES, QUICK_SHAPES,
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import resolve
 from fastdit_kernels.errors import FastDitError
-from fastdit_kernels.tiles import gather_tokens, pool_pyramid, scatter_tokens
+from fastdit_kernels.pooling import pool_key_value
+from fastdit_kernels.scores import tile_scores
+from fastdit_kernels.selection import select_tiles
+from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.token_moves import gather_to_tiles, scatter_from_tiles
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 QUICK_DENSITIES = (0.1, 0.3)
@@ -127,7 +131,7 @@ def bench_case(
     """One line of the result: the case, its error, the time of each kernel and the speed-up over the best dense one."""
     device = device or torch.device("cpu")
     query, key, value = _inputs(shape, dtype, device)
-    chosen = resolve(implementation, query)
+    chosen = resolve(implementation, query, (tile, tile))
     error = check_kernel(chosen, shape[-1], dtype, uneven, tile, device)
     mask = random_mask(shape, tile, density, uneven).to(device)
     dense, left_out = _working(dense_baselines(device, dtype), query, key, value)
@@ -180,37 +184,24 @@ def _working(
 def _overheads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, repeats: int
 ) -> dict[str, float]:
-    """What a sparse call needs around the kernel, in plain torch: reordering, pooling and choosing the tiles."""
-    length, layout = query.shape[2], mask.kv_layout
-    order = torch.randperm(length, device=query.device)
-    pooled = type(layout)(layout.segments, layout.tile, POOLED_LEVELS)
+    """What a sparse call needs around the kernel: reordering, pooling and choosing the tiles."""
+    layout = mask.kv_layout
+    order = torch.randperm(query.shape[2], device=query.device)
+    pooled = TileLayout(layout.segments, layout.tile, POOLED_LEVELS)
     width = max(1, round(mask.density() * layout.num_tiles))
 
     def gather() -> None:
-        for x in (query, key, value):
-            gather_tokens(x, order)
-        scatter_tokens(query, order)
+        buffers = [gather_to_tiles(x, order, layout) for x in (query, key, value)]
+        scatter_from_tiles(buffers[0], order, layout)
 
     def pool() -> None:
-        pool_pyramid(key, pooled)
-        pool_pyramid(value, pooled)
+        pool_key_value(key, value, pooled)
 
     def select() -> None:
-        means = [_tile_means(x, layout.tile) for x in (query, key)]
-        kept = (means[0] @ means[1].mT).topk(width, -1).indices
-        keep = torch.zeros(*query.shape[:2], *([means[0].shape[2]] * 2), dtype=torch.bool, device=query.device)
-        BlockMask.from_dense(
-            keep.scatter_(-1, kept, True), q_len=length, kv_len=length, q_tile=layout.tile, kv_tile=layout.tile
-        )
+        select_tiles(tile_scores(query, key, layout, layout), layout, layout, max_tiles=width)
 
     times = time_together({"gather": gather, "pool": pool, "select": select}, repeats, query.device)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _tile_means(x: torch.Tensor, tile: int) -> torch.Tensor:
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % tile))
-    means: torch.Tensor = padded.unflatten(2, (-1, tile)).float().mean(3)
-    return means
 
 
 def run_bench(
