@@ -82,7 +82,9 @@ def test_row(row, compile_row, request):
     found = describe(architecture, compile_row(*row))
     assert found["shared"] <= MAX_SHARED_MEMORY[architecture]
     assert found["scratch"] == 0, "spills or local memory"
-    assert found["opcodes"][MATRIX_INSTRUCTION.get(architecture, "HMMA")] > 0 or dtype == "float32"
+    # TF32 products have fewer forms than 16-bit ones: where blocks are small, newer cards take those of older ones.
+    wanted = {MATRIX_INSTRUCTION.get(architecture, "HMMA")} | ({"HMMA"} if dtype == "float32" else set())
+    assert sum(found["opcodes"][name] for name in wanted) > 0
     assert not found["serialised"]
     assert found["specialised"] == configuration.warp_specialize
     assert (found["opcodes"]["UTMALDG"] > 0) == configuration.descriptors

@@ -6,6 +6,7 @@ What fits a card was found by compiling ahead of time, see `tests/kernels_aot`; 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
@@ -58,16 +59,17 @@ _BY_TILE = {
 # Three TF32 products per dot need many registers: larger blocks spill at head_dim 128.
 _FLOAT32 = TritonConfiguration(32, 32, 4, 1)
 _FLOAT32_AMD = TritonConfiguration(64, 32, 8, 2)
+# (architecture, head_dim, bytes of an element): cases in which the general choice spills.
+_BY_HEAD_DIM = {("sm_90", 32, _FOUR_BYTES): TritonConfiguration(64, 32, 4, 2)}
 ARCHITECTURES = tuple(dict.fromkeys(architecture for architecture, _, _ in _BY_TILE))
-TABLE = {
-    (architecture, head_dim, size, q_tile): _BY_TILE.get(
-        (architecture, size, q_tile), _FLOAT32_AMD if architecture.startswith("gfx") else _FLOAT32
-    )
-    for architecture in ARCHITECTURES
-    for head_dim in HEAD_DIMS
-    for size in (_TWO_BYTES, _FOUR_BYTES)
-    for q_tile in TILES
-}
+
+
+def _choose(architecture: str, head_dim: int, size: int, q_tile: int) -> TritonConfiguration:
+    float32 = _FLOAT32_AMD if architecture.startswith("gfx") else _FLOAT32
+    return _BY_HEAD_DIM.get((architecture, head_dim, size)) or _BY_TILE.get((architecture, size, q_tile), float32)
+
+
+TABLE = {key: _choose(*key) for key in product(ARCHITECTURES, HEAD_DIMS, (_TWO_BYTES, _FOUR_BYTES), TILES)}
 # The interpreter ignores warps and stages.
 _INTERPRETER = TritonConfiguration(128, 64, 4, 1)
 
