@@ -75,7 +75,7 @@ def _print_table(report: dict[str, Any]) -> None:
     environment = report["environment"]
     console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
     console.print("Speed-up: median of paired runs against the best dense kernel. Of dense: speed over kept tiles.")
-    console.print("select, gather, pool: share of the sparse call with all three, done in plain torch.")
+    console.print("select, gather, pool: share of the sparse call with all three.")
 
 
 def _table(heading: str, cases: list[dict[str, Any]]) -> Table:

@@ -155,13 +155,19 @@ def generate(
 def video_settings(model: str, prompt: str, video: VideoOptions) -> tuple[GenerationSettings, int]:
     """The call and the frame rate: what was given, over the model's defaults."""
     from fastdit_pipelines.generation import GenerationSettings
+
+    call, fps = call_arguments(model, dataclasses.asdict(video))
+    return GenerationSettings(prompt=prompt, **call), fps
+
+
+def call_arguments(model: str, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Arguments of the pipeline call and the frame rate: what is not `None` in `given`, over the model's defaults."""
     from fastdit_pipelines.loading import model_defaults
 
-    given = {name: value for name, value in dataclasses.asdict(video).items() if value is not None}
-    merged = {"fps": 16, **model_defaults(model), **given}
-    fps = merged.pop("fps")
+    merged = {"fps": 16, **model_defaults(model), **{name: value for name, value in given.items() if value is not None}}
+    fps: int = merged.pop("fps")
     check_count("fps", fps, 1)
-    return GenerationSettings(prompt=prompt, **merged), fps
+    return merged, fps
 
 
 def _single(

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from fastdit.cli.generate import SparseOptions
+from fastdit.cli.generate import SparseOptions, call_arguments
 from fastdit.config import METHODS, AttentionConfig
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError
@@ -113,17 +113,14 @@ def _generated(
     clip: ClipOptions,
     sparse: SparseOptions,
 ) -> dict[str, Any]:
-    from fastdit_pipelines.loading import load_pipeline, method_defaults, model_defaults
+    from fastdit_pipelines.loading import load_pipeline, method_defaults
     from fastdit_pipelines.tiny.judge_run import begin_run, judge_samples, write_suite
     from fastdit_pipelines.tiny.suite import draw_samples
 
-    given = {name: value for name, value in dataclasses.asdict(clip).items() if value is not None}
-    call = {"fps": 16, **model_defaults(model), **given}
-    fps = call.pop("fps")
-    check_count("fps", fps, 1)
-    for name in given:
-        if name != "guidance_scale":
-            check_count(name, given[name], 1)
+    call, fps = call_arguments(model, dataclasses.asdict(clip))
+    for name in ("height", "width", "num_frames", "num_inference_steps"):
+        if name in call:
+            check_count(name, call[name], 1)
     samples = draw_samples(num_prompts, seed, two_objects)
     configs: dict[str, AttentionConfig | None] = {"dense": None}
     if method != "dense":

@@ -9,21 +9,21 @@ import os
 import torch
 
 from fastdit_kernels.errors import InvalidInputError, KernelUnavailableError
+from fastdit_kernels.implementations.triton_configurations import DTYPES
 
 logger = logging.getLogger(__name__)
-
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def triton_unavailable_reason(tensor: torch.Tensor) -> str | None:
     """Why no Triton kernel can take `tensor`; `None` if one can."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if tensor.dtype not in TRITON_DTYPES:
-        return f"dtype {tensor.dtype} is not supported: use float32, bfloat16 or float16"
-    if tensor.device.type == "cuda" or (tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return None
-    return f"the tensors are on {tensor.device}, it needs a CUDA device (or TRITON_INTERPRET=1 for tests on CPU)"
+    # Compiled graphs cannot trace the look-up; they are traced where Triton was found before.
+    if not torch.compiler.is_compiling() and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if tensor.dtype not in DTYPES:
+        return f"dtype {tensor.dtype} is not supported: Triton kernels take float32, bfloat16 or float16"
+    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a CUDA device, the tensors are on {tensor.device.type}"
+    return None
 
 
 def runs_triton(implementation: str, tensor: torch.Tensor, limit: str | None = None) -> bool:

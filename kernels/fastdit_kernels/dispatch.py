@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from fastdit_kernels.backends import triton_unavailable_reason
 from fastdit_kernels.errors import InvalidInputError, KernelUnavailableError
 from fastdit_kernels.implementations.triton_configurations import architecture_of, unsupported
 
@@ -45,13 +44,12 @@ class Implementation:
 
 
 def _triton_limits(query: torch.Tensor, tiles: tuple[int, int] | None) -> str | None:
-    if not torch.compiler.is_compiling() and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install triton"
-    if query.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton needs a CUDA device, the tensors are on {query.device.type}"
+    reason = triton_unavailable_reason(query)
+    if reason is not None:
+        return reason
     if architecture_of(query.device) is None:
         return f"the Triton kernel has no configuration for {torch.cuda.get_device_name(query.device)}"
-    return unsupported(query.shape[-1], query.dtype, tiles)
+    return unsupported(query.shape[-1], tiles)
 
 
 def _flex_limits(query: torch.Tensor, tiles: tuple[int, int] | None) -> str | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, tor
 DTYPES = tuple(TOLERANCE)
 STRIDES = ("contiguous", "token_major", "padded_rows", "every_second_token")
 KEEP = ("empty", "sparse", "half", "full", "uneven")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,35 +71,35 @@ def draw_case(seed: int) -> FuzzCase:
     """The case of a seed."""
     generator = torch.Generator().manual_seed(seed)
 
-    def pick(*options: object) -> int:
-        return int(torch.randint(len(options), (), generator=generator))
-
     def between(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
 
+    def choose(options: Sequence[T]) -> T:
+        return options[between(0, len(options) - 1)]
+
     def segments(tile: int) -> tuple[int, ...]:
         # Exact multiples, one token and ragged ends each often enough.
-        lengths = [(1, tile, tile * between(1, 4), between(1, 4 * tile))[between(0, 3)] for _ in range(between(1, 2))]
+        lengths = [choose((1, tile, tile * between(1, 4), between(1, 4 * tile))) for _ in range(between(1, 2))]
         return tuple(lengths)
 
-    q_tile, kv_tile = (8, 16, 32)[between(0, 2)], (4, 8, 16, 32)[between(0, 3)]
+    q_tile, kv_tile = choose((8, 16, 32)), choose((4, 8, 16, 32))
     return FuzzCase(
         seed=seed,
         batch=between(1, 2),
         heads=between(1, 2),
         q_segments=segments(q_tile),
         kv_segments=segments(kv_tile),
-        head_dim=(8, 12, 32, 64)[between(0, 3)],
+        head_dim=choose((8, 12, 32, 64)),
         q_tile=q_tile,
         kv_tile=kv_tile,
-        num_levels=(1, 1, 2, 3, 5)[between(0, 4)],
-        keep=KEEP[pick(*KEEP)],
+        num_levels=choose((1, 1, 2, 3, 5)),
+        keep=choose(KEEP),
         shared_batch=between(0, 3) == 0,
         shared_heads=between(0, 3) == 0,
-        dtype=DTYPES[pick(*DTYPES)],
-        strides=STRIDES[pick(*STRIDES)],
-        amplitude=(1.0, 1.0, 4.0)[between(0, 2)],
-        scale=(None, 0.3)[between(0, 1)],
+        dtype=choose(DTYPES),
+        strides=choose(STRIDES),
+        amplitude=choose((1.0, 1.0, 4.0)),
+        scale=choose((None, 0.3)),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from fastdit_kernels.backends import runs_triton
 from fastdit_kernels.errors import InvalidInputError
 from fastdit_kernels.tile_layout import TileLayout
-from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid
+from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid, wide_dtype
 
 # Bytes of scores worked on at once by the eager code.
 WORKSPACE_BYTES = 32 << 20
@@ -62,7 +62,7 @@ def block_mass(
             f"query is {query.dtype}, key {key.dtype}, reduction {reduction!r}: "
             "accepted are equal dtypes and 'mean' or 'sum'"
         )
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(query.dtype)
     # An LSE of +inf gives a row no mass at all: padding, and rows that saw no key.
     settled = torch.where(lse == -math.inf, math.inf, lse.to(wide)).unsqueeze(-1)
     buffered = pad_to_tiles(settled, q_layout).squeeze(-1)

@@ -7,6 +7,7 @@ import torch
 from fastdit_kernels.block_mask import TILE_BITS
 from fastdit_kernels.dispatch import IMPLEMENTATIONS, load
 from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.tiles import wide_dtype
 
 
 @torch.library.custom_op("fastdit::block_sparse_attention", mutates_args=())
@@ -74,5 +75,5 @@ def _(
     scale: float,
     implementation: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(query.dtype)
     return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=wide)

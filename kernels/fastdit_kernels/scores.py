@@ -11,7 +11,7 @@ from fastdit_kernels.backends import runs_triton
 from fastdit_kernels.errors import InvalidInputError
 from fastdit_kernels.mass import MAX_TRITON_TILE, score_chunks
 from fastdit_kernels.tile_layout import TileLayout
-from fastdit_kernels.tiles import pad_to_tiles
+from fastdit_kernels.tiles import pad_to_tiles, wide_dtype
 
 
 def tile_scores(
@@ -64,7 +64,7 @@ def tile_scores(
             f"estimator={estimator!r}, q_samples={q_samples}, kv_samples={kv_samples}: "
             "accepted are 'mean' or 'sampled', and positive numbers of samples"
         )
-    tokens = kv_layout.tile_rows(key.device).to(torch.float64 if key.dtype == torch.float64 else torch.float32)
+    tokens = kv_layout.tile_rows(key.device).to(wide_dtype(key.dtype))
     if estimator == "mean":
         q_samples = kv_samples = 1
         queries = tile_means(query, q_layout, implementation=implementation)
@@ -125,10 +125,6 @@ def tile_means(x: torch.Tensor, layout: TileLayout, *, implementation: str = "au
     return means
 
 
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @torch.library.custom_op("fastdit::tile_means", mutates_args=())
 def _tile_means(x: torch.Tensor, segments: list[int], tile: int, implementation: str) -> torch.Tensor:
     layout = TileLayout(tuple(segments), tile)
@@ -136,14 +132,14 @@ def _tile_means(x: torch.Tensor, segments: list[int], tile: int, implementation:
         from fastdit_kernels import triton_scores
 
         return triton_scores.tile_means(x, layout)
-    sums: torch.Tensor = pad_to_tiles(x, layout).unflatten(2, (-1, tile)).sum(3, dtype=_wide(x))
+    sums: torch.Tensor = pad_to_tiles(x, layout).unflatten(2, (-1, tile)).sum(3, dtype=wide_dtype(x.dtype))
     return sums / layout.tile_rows(x.device).view(1, 1, -1, 1)
 
 
 @_tile_means.register_fake
 def _(x: torch.Tensor, segments: list[int], tile: int, implementation: str) -> torch.Tensor:
     shape = (x.shape[0], x.shape[1], TileLayout(tuple(segments), tile).num_tiles, x.shape[3])
-    return x.new_empty(shape, dtype=_wide(x))
+    return x.new_empty(shape, dtype=wide_dtype(x.dtype))
 
 
 @torch.library.custom_op("fastdit::representative_mass", mutates_args=())

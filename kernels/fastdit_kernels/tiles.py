@@ -9,6 +9,11 @@ from fastdit_kernels.errors import InvalidInputError
 from fastdit_kernels.tile_layout import TileLayout
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums of `dtype` are taken in: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def gather_tokens(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Reorder tokens: `out[:, :, i] = x[:, :, order[i]]`.
 
@@ -87,8 +92,7 @@ def pool_pyramid(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
     """
     if layout.num_levels == 1:
         return pad_to_tiles(x, layout)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sums = [part.to(wide) for part in x.split(layout.segments, dim=2)]
+    sums = [part.to(wide_dtype(x.dtype)) for part in x.split(layout.segments, dim=2)]
     buffers = []
     for level in range(layout.num_levels):
         if level > 0:

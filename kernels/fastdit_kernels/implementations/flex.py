@@ -16,6 +16,7 @@ import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from fastdit_kernels.errors import KernelUnavailableError
+from fastdit_kernels.tiles import wide_dtype
 
 # Scores the eager form may hold: 256 MiB in fp32, of which it needs about four copies.
 MAX_EAGER_SCORES = 1 << 26
@@ -129,7 +130,7 @@ def _lists(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _log_members(row_members: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # Padding rows are hidden by mask_mod; ln 1 there keeps infinities out of the scores.
-    return row_members.clamp_min(1).to(torch.float64 if dtype == torch.float64 else torch.float32).log()
+    return row_members.clamp_min(1).to(wide_dtype(dtype)).log()
 
 
 def _add_log_members(bias: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from fastdit_kernels.tiles import wide_dtype
+
 
 def attend(
     query: torch.Tensor,
@@ -35,7 +37,7 @@ def attend(
         Output `[B, H, NQ * q_tile, D]` and natural-log LSE `[B, H, NQ * q_tile]`, both in fp32, or fp64 for fp64
         input. Rows without any key give 0 and -inf.
     """
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(query.dtype)
     out = torch.zeros(query.shape, dtype=wide, device=query.device)
     lse = torch.full(query.shape[:3], -math.inf, dtype=wide, device=query.device)
     bias = row_members.to(wide).log()

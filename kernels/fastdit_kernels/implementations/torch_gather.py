@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from fastdit_kernels.tiles import wide_dtype
+
 # Bytes of gathered K and V worked on at once: small enough to stay near the cache, large enough to keep SDPA busy.
 WORKSPACE_BYTES = 4 << 20
 # Rows share a call while the shorter ones waste at most this share of their padded keys.
@@ -65,12 +67,12 @@ def attend(
     flat = (indices.expand(batch, heads, -1, -1) + base).reshape(len(q_tiles), -1)
     lengths = counts.expand(batch, heads, -1).reshape(-1)
     out = torch.empty_like(q_tiles)
-    lse = q_tiles.new_empty(q_tiles.shape[:2], dtype=_lse_dtype(query))
+    lse = q_tiles.new_empty(q_tiles.shape[:2], dtype=wide_dtype(query.dtype))
     # Only rows without entries: zeroing everything is a pass over memory that is written anyway.
     empty = (lengths == 0).nonzero().squeeze(1)
     out.index_fill_(0, empty, 0.0)
     lse.index_fill_(0, empty, -math.inf)
-    bias = None if row_members is None else row_members.to(_lse_dtype(query)).log().view(-1, kv_tile)
+    bias = None if row_members is None else row_members.to(wide_dtype(query.dtype)).log().view(-1, kv_tile)
     workspace = _Workspace(kv_tile, k_tiles)
     for rows in bucket_rows(lengths.tolist(), 2 * kv_tile * dim * key.element_size()):
         picked = torch.tensor(rows, device=query.device)
@@ -122,17 +124,13 @@ def _key_bias(
     if bias is None:
         if complete:
             return None
-        rows = torch.zeros((*entries.shape, kv_tile), dtype=_lse_dtype(query), device=query.device)
+        rows = torch.zeros((*entries.shape, kv_tile), dtype=wide_dtype(query.dtype), device=query.device)
     else:
         rows = bias[entries % tiles]
         # Rows that list no ragged and no pooled tile need no bias, and attention without one is faster.
         if complete and not bool(rows.any()):
             return None
     return rows.masked_fill(~listed.unsqueeze(-1), -math.inf).flatten(1)[:, None, None, :]
-
-
-def _lse_dtype(query: torch.Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
 def _dense(
@@ -146,6 +144,6 @@ def _dense(
         )
         return out, lse
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype), scale=scale)
-    wide = _lse_dtype(q)
+    wide = wide_dtype(q.dtype)
     scores = scale * (q.to(wide) @ k.to(wide).mT)
     return out, (scores if mask is None else scores + mask.to(wide)).logsumexp(-1)

@@ -93,10 +93,8 @@ def select_configuration(
     return replace(found, block_m=min(found.block_m, q_tile), block_n=min(found.block_n, kv_tile))
 
 
-def unsupported(head_dim: int, dtype: torch.dtype, tiles: tuple[int, int] | None) -> str | None:
-    """Why the kernel cannot take such tensors; `None` if it can."""
-    if dtype not in DTYPES:
-        return f"dtype {dtype} is not supported: use bfloat16, float16 or float32"
+def unsupported(head_dim: int, tiles: tuple[int, int] | None) -> str | None:
+    """Why the kernel cannot take such shapes; `None` if it can."""
     if head_dim not in HEAD_DIMS:
         return f"head_dim {head_dim} is not supported: the Triton kernel takes {HEAD_DIMS}"
     if tiles is not None and not set(tiles) <= set(TILES):
