@@ -35,7 +35,7 @@ def sparse_step(
     order, inverse = _orders(grid, config.order, query.device, cache)
     # The gather also turns [B, S, H, D] into contiguous [B, H, S, D].
     q, k, v = (gather_tokens(x.transpose(1, 2), order) for x in (query, key, value))
-    mask = config.select(q, k, grid)
+    mask = config.select(q, k, v, grid)
     out = block_sparse_attention(q, k, v, mask, implementation=config.implementation)
     return out.transpose(1, 2).index_select(1, inverse), mask
 

@@ -34,16 +34,16 @@ def test_mass_is_exact_where_tiles_are_uniform(rng):
 def test_density_is_the_share_asked_for(rng):
     q, k = random_qk(GRID.length, rng)
     for density in (0.2, 0.5, 1.0):
-        mask = make(density=density).select(q, k, GRID)
+        mask = make(density=density).select(q, k, k, GRID)
         mask.validate()
         assert mask.density() == pytest.approx(density, abs=1 / 18 / 2)
 
 
 def test_floor_and_cap_bound_every_row(rng):
     q, k = random_qk(GRID.length, rng)
-    sharp = make(top_p=0.9, min_density=0.2, max_density=0.4).select(q * 30, k, GRID)
+    sharp = make(top_p=0.9, min_density=0.2, max_density=0.4).select(q * 30, k, k, GRID)
     assert sharp.counts.min() >= round(0.2 * 18)
-    flat = make(top_p=1.0, min_density=0.0, max_density=0.4).select(q * 0, k, GRID)
+    flat = make(top_p=1.0, min_density=0.0, max_density=0.4).select(q * 0, k, k, GRID)
     assert (flat.counts == round(0.4 * 18)).all()
 
 
@@ -51,7 +51,7 @@ def test_top_p_keeps_just_enough_mass(rng):
     q, k = random_qk(GRID.length, rng)
     q = q * 4
     config = make(top_p=0.7, min_density=0.0, max_density=1.0)
-    mask = config.select(q, k, GRID)
+    mask = config.select(q, k, k, GRID)
     q_layout, kv_layout = TileLayout((288,), 32), TileLayout((288,), 16)
     mass = tile_scores(q, k, q_layout, kv_layout)
     kept = torch.where(mask.to_dense(), mass, 0).sum(-1)
@@ -64,7 +64,7 @@ def test_top_p_keeps_just_enough_mass(rng):
 def test_more_top_p_means_more_tiles(rng):
     q, k = random_qk(GRID.length, rng)
     densities = [
-        make(top_p=p, min_density=0, max_density=1.0).select(q * 4, k, GRID).density() for p in (0.3, 0.6, 0.9)
+        make(top_p=p, min_density=0, max_density=1.0).select(q * 4, k, k, GRID).density() for p in (0.3, 0.6, 0.9)
     ]
     assert densities == sorted(densities)
     assert densities[0] < densities[-1]
@@ -72,7 +72,7 @@ def test_more_top_p_means_more_tiles(rng):
 
 def test_the_own_tile_is_always_kept(rng):
     q, _ = random_qk(GRID.length, rng)
-    mask = make(density=0.0).select(q, -q, GRID)  # the own tile has the least score of all
+    mask = make(density=0.0).select(q, -q, -q, GRID)  # the own tile has the least score of all
     own = own_tiles(TileLayout((288,), 32), TileLayout((288,), 16), q.device)
     assert (mask.to_dense() & own).sum() == 2 * own.sum()
 
@@ -80,7 +80,7 @@ def test_the_own_tile_is_always_kept(rng):
 def test_text_is_always_kept_and_sees_everything(rng):
     grid = VideoGrid(frames=4, height=8, width=9, text_length=21)
     q, k = random_qk(grid.length, rng)
-    mask = make(density=0.2).select(q, k, grid)
+    mask = make(density=0.2).select(q, k, k, grid)
     dense = mask.to_dense()
     assert dense.shape[2:] == (9 + 1, 18 + 2)
     assert dense[..., 18:].all()
@@ -91,7 +91,7 @@ def test_text_is_always_kept_and_sees_everything(rng):
 def test_text_queries_match_dense_attention(rng):
     grid = VideoGrid(frames=4, height=8, width=9, text_length=21)
     q, k = random_qk(grid.length, rng)
-    out = block_sparse_attention(q, k, k, make(density=0.1).select(q, k, grid))
+    out = block_sparse_attention(q, k, k, make(density=0.1).select(q, k, k, grid))
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, k)
     assert torch.allclose(out[:, :, -21:], exact[:, :, -21:], atol=1e-5)
 
@@ -100,5 +100,5 @@ def test_a_planted_block_is_found(rng):
     q, k = torch.randn(1, 1, 288, 16, generator=rng) * 0.1, torch.randn(1, 1, 288, 16, generator=rng) * 0.1
     q[:, :, 64:96, 0] += 6
     k[:, :, 224:240, 0] += 6
-    mask = make(top_p=0.6, min_density=0, max_density=0.3).select(q, k, GRID)
+    mask = make(top_p=0.6, min_density=0, max_density=0.3).select(q, k, k, GRID)
     assert mask.to_dense()[0, 0, 2, 14]

@@ -47,7 +47,7 @@ def test_configs_are_frozen_and_serialise():
 
 def test_the_base_config_has_no_selector():
     with pytest.raises(ConfigError, match="no selector"):
-        AttentionConfig().select(None, None, None)
+        AttentionConfig().select(None, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,10 @@
+"""What users choose: one frozen config per method."""
+
+from __future__ import annotations
+
+from fastdit.config.adaptive import AdaptiveConfig
+from fastdit.config.base import AttentionConfig
+
+METHODS: dict[str, type[AttentionConfig]] = {config.method: config for config in (AdaptiveConfig,)}
+
+__all__ = ["METHODS", "AdaptiveConfig", "AttentionConfig"]

@@ -1,0 +1,65 @@
+"""Settings that all methods share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fastdit.errors import ConfigError
+from fastdit.grid import VideoGrid
+from fastdit.orders import ORDER_NAMES
+from fastdit.schedule import Schedule
+from fastdit.validation import check_choice, check_count
+from fastdit_kernels import BlockMask
+
+IMPLEMENTATION_NAMES = ("auto", "triton", "flex", "torch", "reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Settings common to all methods.
+
+    Args:
+        schedule: Steps and layers that stay dense.
+        q_tile: Query rows of a tile.
+        kv_tile: Key rows of a tile.
+        order: Token order: `"gilbert"`, `"raster"` or `"space_major"`.
+        min_tokens: Sequences shorter than this stay dense, because skipping would not pay.
+        implementation: Kernel: `"auto"`, `"triton"`, `"flex"`, `"torch"` or `"reference"`.
+    """
+
+    method: ClassVar[str] = ""
+
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    q_tile: int = 128
+    kv_tile: int = 64
+    order: str = "gilbert"
+    min_tokens: int = 2048
+    implementation: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise ConfigError(f"schedule={self.schedule!r}: accepted is a fastdit.Schedule")
+        check_count("q_tile", self.q_tile, 1)
+        check_count("kv_tile", self.kv_tile, 1)
+        check_count("min_tokens", self.min_tokens)
+        check_choice("order", self.order, ORDER_NAMES)
+        check_choice("implementation", self.implementation, IMPLEMENTATION_NAMES)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
+        """Choose the key tiles of one call.
+
+        Args:
+            query: `[B, H, S, D]` in tile order, after norms and RoPE.
+            key: `[B, H, S, D]`, likewise.
+            value: `[B, H, S, D]` in tile order.
+            grid: Geometry, `S = grid.length`.
+        """
+        raise ConfigError(f"{type(self).__name__} has no selector: use a method such as fastdit.AdaptiveConfig")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data, with the method's name."""
+        return {"method": self.method, **dataclasses.asdict(self)}
