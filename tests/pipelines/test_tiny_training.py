@@ -10,6 +10,8 @@ from fastdit_pipelines.tiny import train_vae as vae_module
 from fastdit_pipelines.tiny.caption_padding import padded_captions
 from fastdit_pipelines.tiny.clip_pool import ClipSize
 from fastdit_pipelines.tiny.components import build_pipeline
+from fastdit_pipelines.tiny.frame_subset import draw_frames, placed_frames
+from fastdit_pipelines.tiny.muon import Muon
 from fastdit_pipelines.tiny.train_transformer import Stage, TransformerTraining, train_transformer
 from fastdit_pipelines.tiny.train_vae import VaeTraining, Window, set_latent_statistics, train_vae
 
@@ -21,9 +23,9 @@ VAE = VaeTraining(
 def stage(num_steps):
     sizes = (
         ClipSize(num_frames=5, size=32, batch_size=4, pool_size=16, weight=0.5),
-        ClipSize(num_frames=9, size=16, batch_size=2, pool_size=8, weight=0.5),
+        ClipSize(num_frames=9, size=16, batch_size=2, pool_size=8, weight=0.5, latent_frames=2),
     )
-    return Stage(clip_sizes=sizes, num_steps=num_steps, learning_rate=2e-3, final_learning_rate=1e-3)
+    return Stage(clip_sizes=sizes, num_steps=num_steps, flow_shift=3.0, rate=1.0, final_rate=0.5)
 
 
 TRANSFORMER = TransformerTraining(stages=(stage(15), stage(25)), save_every=10)
@@ -74,7 +76,7 @@ def test_the_transformer_learns_and_resumes_on_the_same_curve(tmp_path, monkeypa
     set_latent_statistics(vae, num_clips=4)
     whole = train_transformer(fresh(), TRANSFORMER, tmp_path / "whole")
     points = curve(tmp_path / "whole" / "transformer_loss.jsonl")
-    for size in ("5x32", "9x16"):
+    for size in ("5x32", "9x16:2"):
         means = [point[size] for point in points if size in point]
         assert means[-1] < means[0]
     assert [point["stage"] for point in points] == [0, 1, 1, 1]
@@ -89,6 +91,42 @@ def test_the_transformer_learns_and_resumes_on_the_same_curve(tmp_path, monkeypa
     for name, value in whole.transformer.state_dict().items():
         assert torch.equal(value, resumed.transformer.state_dict()[name]), name
     assert json.loads((tmp_path / "whole" / "transformer_config.json").read_text())["seed"] == TRANSFORMER.seed
+
+
+def test_frames_of_a_subset_keep_their_places():
+    transformer = build_pipeline().transformer
+    frames = torch.tensor([0, 3, 11])
+    whole = [table.view(12, 2, 2, -1) for table in transformer.rope(torch.zeros(1, 6, 12, 4, 4))]
+    with placed_frames(transformer, frames):
+        placed = transformer.rope(torch.zeros(1, 6, 3, 4, 4))
+    for table, some in zip(whole, placed, strict=True):
+        assert torch.equal(some.view(3, 2, 2, -1), table[frames])
+    again = transformer.rope(torch.zeros(1, 6, 12, 4, 4))
+    assert all(torch.equal(table.view_as(kept), kept) for table, kept in zip(again, whole, strict=True))
+
+
+@pytest.mark.parametrize("neighbour_share", [0.0, 1.0])
+def test_subsets_of_frames_are_sorted_distinct_and_reach_every_frame(neighbour_share):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_frames(7, 3, neighbour_share, generator) for _ in range(200)]
+    assert all(bool((subset.diff() > 0).all()) and len(subset) == 3 for subset in drawn)
+    assert set(torch.cat(drawn).tolist()) == set(range(7))
+    assert all(bool((subset.diff() == 1).all()) for subset in drawn) == (neighbour_share == 1.0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
+def test_muon_follows_the_one_of_torch(shape):
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizers = Muon([ours], lr=0.02), torch.optim.Muon([theirs], lr=0.02, weight_decay=0.01, momentum=0.95)
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - 1).norm()
+    # The other one iterates in bfloat16.
+    assert (ours - theirs).norm() < 0.03 * moved
 
 
 def test_short_captions_act_like_fully_padded_ones():

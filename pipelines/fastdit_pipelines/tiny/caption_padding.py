@@ -21,30 +21,33 @@ class RepeatedPadding:
 
     Args:
         processor: The processor that does the work.
-        repeats: How many tokens the last one stands for.
+        bias: Score offsets of the caption tokens, `[1, 1, 1, L]`.
     """
 
-    def __init__(self, processor: Any, repeats: int) -> None:
+    def __init__(self, processor: Any, bias: torch.Tensor) -> None:
         self.processor = processor
-        self.repeats = repeats
+        self.bias = bias
 
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *rest: Any
     ) -> torch.Tensor:
-        """Run the processor with the score offset as its attention mask."""
-        bias = hidden_states.new_zeros(1, 1, 1, encoder_hidden_states.shape[1])
-        bias[..., -1] = math.log(self.repeats)
+        """Run the processor with the score offsets as its attention mask."""
+        bias = self.bias.to(hidden_states)
         result: torch.Tensor = self.processor(attn, hidden_states, encoder_hidden_states, bias, None)
         return result
 
 
 @contextmanager
-def padded_captions(transformer: WanTransformer3DModel, length: int) -> Iterator[None]:
-    """Let captions of `length` tokens, the last one padding, act as captions of `PIPELINE_LENGTH` tokens."""
+def padded_captions(
+    transformer: WanTransformer3DModel, length: int, padded_length: int = PIPELINE_LENGTH
+) -> Iterator[None]:
+    """Let captions of `length` tokens, the last one padding, act as captions of `padded_length` tokens."""
     originals = [block.attn2.processor for block in transformer.blocks]
+    bias = torch.zeros(1, 1, 1, length)
+    bias[..., -1] = math.log(padded_length - length + 1)
     try:
         for block in transformer.blocks:
-            block.attn2.processor = RepeatedPadding(block.attn2.processor, PIPELINE_LENGTH - length + 1)
+            block.attn2.processor = RepeatedPadding(block.attn2.processor, bias)
         yield
     finally:
         for block, processor in zip(transformer.blocks, originals, strict=True):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import WanPipeline
-from diffusers.training_utils import EMAModel
-from torch import nn
 from tqdm.auto import tqdm
 
-from fastdit_pipelines.tiny.caption_padding import padded_captions
-from fastdit_pipelines.tiny.clip_pool import ClipPool, ClipSize, encode_pool
+from fastdit_pipelines.tiny.clip_pool import ClipPool, ClipSize, load_pool
+from fastdit_pipelines.tiny.flow_matching import Task, flow_matching_loss
 from fastdit_pipelines.tiny.run_directory import RunDirectory
+from fastdit_pipelines.tiny.trainee import Trainee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,37 +22,65 @@ class Stage:
     Args:
         clip_sizes: Sizes with batch sizes, pools and weights.
         num_steps: Optimiser steps.
-        learning_rate: Rate at the start of the stage.
-        final_learning_rate: Rate at its end (linear in between).
+        flow_shift: Shift of the noise levels; higher for more tokens, which show more through the same noise.
+        rate: Factor on the learning rates at the start of the stage.
+        final_rate: Factor at its end (linear in between).
+        padding_share: Share of the padding of captions that is reached at its end, from that of the stage before.
     """
 
     clip_sizes: tuple[ClipSize, ...]
     num_steps: int
-    learning_rate: float
-    final_learning_rate: float
+    flow_shift: float
+    rate: float
+    final_rate: float
+    padding_share: float = 1.0
 
 
-# Small grids teach what the captions mean at a fiftieth of the cost; a few clips of the default size keep it working.
+def _default_size(latent_frames: int | None, batch_size: int, weight: float) -> ClipSize:
+    return ClipSize(
+        num_frames=57, size=96, batch_size=batch_size, pool_size=2000, weight=weight, latent_frames=latent_frames
+    )
+
+
+def _larger_size(latent_frames: int, batch_size: int, weight: float) -> ClipSize:
+    return ClipSize(
+        num_frames=57, size=136, batch_size=batch_size, pool_size=300, weight=weight, latent_frames=latent_frames
+    )
+
+
+# One or two frames show colours, shapes and directions at a tenth of the cost of a clip; whole clips come last.
 DEFAULT_STAGES = (
     Stage(
-        clip_sizes=(
-            ClipSize(num_frames=9, size=64, batch_size=8, pool_size=4000, weight=0.75),
-            ClipSize(num_frames=17, size=64, batch_size=4, pool_size=800, weight=0.2),
-            ClipSize(num_frames=33, size=128, batch_size=1, pool_size=60, weight=0.05),
-        ),
-        num_steps=30_000,
-        learning_rate=1.5e-3,
-        final_learning_rate=5e-4,
+        clip_sizes=(_default_size(1, 16, 0.25), _default_size(2, 16, 0.55), _default_size(4, 8, 0.2)),
+        num_steps=20_000,
+        flow_shift=3.0,
+        rate=1.0,
+        final_rate=0.5,
     ),
     Stage(
         clip_sizes=(
-            ClipSize(num_frames=17, size=64, batch_size=4, pool_size=2000, weight=0.6),
-            ClipSize(num_frames=33, size=128, batch_size=1, pool_size=400, weight=0.35),
-            ClipSize(num_frames=33, size=176, batch_size=1, pool_size=60, weight=0.05),
+            _default_size(2, 16, 0.4),
+            _default_size(4, 8, 0.3),
+            _default_size(8, 4, 0.15),
+            _larger_size(1, 8, 0.05),
+            _larger_size(2, 8, 0.1),
         ),
-        num_steps=3000,
-        learning_rate=5e-4,
-        final_learning_rate=2e-5,
+        num_steps=8000,
+        flow_shift=4.0,
+        rate=0.5,
+        final_rate=0.2,
+    ),
+    Stage(
+        clip_sizes=(
+            _default_size(4, 8, 0.4),
+            _default_size(8, 4, 0.2),
+            _default_size(None, 1, 0.25),
+            _larger_size(2, 8, 0.15),
+        ),
+        num_steps=4000,
+        flow_shift=5.0,
+        rate=0.2,
+        final_rate=0.02,
     ),
 )
 
@@ -64,108 +90,49 @@ class TransformerTraining:
     """Settings of the transformer's training.
 
     Args:
-        stages: In order, small clips first.
+        stages: In order, few frames first.
+        muon_rate: Learning rate of the weight matrices at rate 1.
+        adamw_rate: Learning rate of all other weights at rate 1.
         caption_dropout: Share of clips trained with an empty caption, for classifier-free guidance.
-        text_length: Padded caption length; scores stand for the stock pipeline's 512 (`caption_padding`).
-        flow_shift: Shift of the noise levels; logit-normal before the shift.
+        text_length: Padded caption length; scores stand for up to the stock pipeline's 512 (`caption_padding`).
+        neighbour_share: How often the latent frames of a subset follow on each other.
         ema_decay: Decay of the averaged weights that are shipped.
         seed: Seed of scenes, noise and noise levels.
         save_every: Steps between checkpoints.
+        compile: Compile the blocks; needs a C++ compiler on a CPU, and halves the time of a step there.
     """
 
     stages: tuple[Stage, ...] = field(default=DEFAULT_STAGES)
+    muon_rate: float = 0.01
+    adamw_rate: float = 1e-3
     caption_dropout: float = 0.1
-    text_length: int = 28
-    flow_shift: float = 3.0
+    text_length: int = 24
+    neighbour_share: float = 0.25
     ema_decay: float = 0.998
     seed: int = 3
     save_every: int = 100
+    compile: bool = False
 
 
-def flow_matching_loss(
-    pipe: WanPipeline, pool: ClipPool, batch_size: int, config: TransformerTraining, generator: torch.Generator
-) -> torch.Tensor:
-    """Mean squared error of the predicted velocity `noise - clip` at random noise levels.
+@dataclass(frozen=True)
+class _Place:
+    """Where a step lies: its stage, and the values that change along it."""
 
-    The levels are `sigma = s u / (1 + (s - 1) u)` with `u = sigmoid(normal)` and `s = flow_shift`.
-    """
-    device = pool.latents.device
-    picked = torch.randint(len(pool.captions), (batch_size,), generator=generator)
-    dropped = torch.rand(batch_size, generator=generator) < config.caption_dropout
-    captions = [
-        "" if drop else pool.captions[index] for index, drop in zip(picked.tolist(), dropped.tolist(), strict=True)
-    ]
-    clips = pool.latents[picked.to(device)]
-    noise = torch.randn(clips.shape, generator=generator).to(device)
-    uniform = torch.sigmoid(torch.randn(batch_size, generator=generator)).to(device)
-    sigma = config.flow_shift * uniform / (1 + (config.flow_shift - 1) * uniform)
-    weight = sigma.view(-1, 1, 1, 1, 1)
-    # The stock pipeline's own encoding, so that training and use treat captions alike.
-    text = pipe._get_t5_prompt_embeds(captions, max_sequence_length=config.text_length, device=device)
-    with (
-        padded_captions(pipe.transformer, config.text_length),
-        torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
-    ):
-        velocity = pipe.transformer(
-            hidden_states=(1 - weight) * clips + weight * noise,
-            timestep=sigma * 1000,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
-    loss: torch.Tensor = (velocity.float() - (noise - clips)).square().mean()
-    return loss
+    index: int
+    stage: Stage
+    rate: float
+    padding_share: float
 
 
-class Trainee:
-    """The weights under training with their optimiser and running average.
-
-    Args:
-        pipe: Its transformer and text encoder are trained in place.
-        ema_decay: Decay of the running average.
-    """
-
-    def __init__(self, pipe: WanPipeline, ema_decay: float) -> None:
-        self.model = nn.ModuleDict({"transformer": pipe.transformer, "text_encoder": pipe.text_encoder}).train()
-        self.parameters = list(self.model.parameters())
-        # Not Muon: its bfloat16 iterations take longer than the gradient on a CPU without bfloat16 units.
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-        self.ema = EMAModel(self.parameters, decay=ema_decay, use_ema_warmup=True, power=0.75)
-
-    def update(self, loss: torch.Tensor, learning_rate: float) -> None:
-        """One optimiser step along the gradient of `loss`."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.parameters)
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Everything a later start needs to continue after `step` steps."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": step,
-        }
-
-    def restore(self, state: dict[str, Any]) -> int:
-        """Continue from `state`; returns the steps done."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        step: int = state["step"]
-        return step
-
-
-def _locate(stages: tuple[Stage, ...], step: int) -> tuple[int, Stage, float]:
-    """The stage that `step` belongs to and the learning rate there."""
+def _locate(stages: tuple[Stage, ...], step: int) -> _Place:
+    padding = 0.0
     for index, stage in enumerate(stages):
         if step < stage.num_steps:
             share = step / stage.num_steps
-            return index, stage, stage.learning_rate + share * (stage.final_learning_rate - stage.learning_rate)
+            rate = stage.rate + share * (stage.final_rate - stage.rate)
+            return _Place(index, stage, rate, padding + share * (stage.padding_share - padding))
         step -= stage.num_steps
+        padding = stage.padding_share
     raise AssertionError("step past the last stage")
 
 
@@ -178,29 +145,39 @@ def train_transformer(pipe: WanPipeline, config: TransformerTraining, directory:
     if (state := run.load()) is not None:
         start = trainee.restore(state)
         run.truncate_log(start)
+    if config.compile:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     total = sum(stage.num_steps for stage in config.stages)
-    pools: dict[tuple[int, int], ClipPool] = {}
+    pools: dict[str, ClipPool] = {}
     smooth: dict[str, float] = {}
     progress = tqdm(range(start, total), initial=start, total=total, desc="transformer")
     for step in progress:
-        index, stage, rate = _locate(config.stages, step)
+        place = _locate(config.stages, step)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        weights = torch.tensor([item.weight for item in stage.clip_sizes])
-        choice = int(torch.multinomial(weights, 1, generator=generator))
-        if (index, choice) not in pools:
-            pools = {key: pool for key, pool in pools.items() if key[0] == index}
-            pools[index, choice] = encode_pool(pipe, stage.clip_sizes[choice], config.seed * 100 + 10 * index + choice)
-        item = stage.clip_sizes[choice]
-        loss = flow_matching_loss(pipe, pools[index, choice], item.batch_size, config, generator)
-        trainee.update(loss, rate * min(1.0, (step + 1) / 100))
+        item = _draw_size(place.stage, generator)
+        if item.pool_name not in pools:
+            pools[item.pool_name] = load_pool(pipe, item, config.seed, directory)
+        task = Task(
+            flow_shift=place.stage.flow_shift,
+            caption_dropout=config.caption_dropout,
+            text_length=config.text_length,
+            padding_share=place.padding_share,
+            neighbour_share=config.neighbour_share,
+        )
+        loss = flow_matching_loss(pipe, pools[item.pool_name], item, task, generator)
+        rate = place.rate * min(1.0, (step + 1) / 100)
+        trainee.update(loss, (config.muon_rate * rate, config.adamw_rate * rate))
         # One running mean per clip size: losses of different sizes do not compare.
-        key = f"{item.num_frames}x{item.size}"
-        smooth[key] = 0.98 * smooth.get(key, loss.item()) + 0.02 * loss.item()
+        smooth[item.name] = 0.98 * smooth.get(item.name, loss.item()) + 0.02 * loss.item()
         if (step + 1) % 10 == 0:
-            run.log(step + 1, loss=loss.item(), stage=index, **smooth)
+            run.log(step + 1, loss=loss.item(), stage=place.index, **smooth)
             progress.set_postfix({name: f"{mean:.4f}" for name, mean in smooth.items()})
         if (step + 1) % config.save_every == 0 or step + 1 == total:
             run.save(trainee.state(step + 1))
-    trainee.ema.copy_to(trainee.parameters)
-    trainee.model.eval()
+    trainee.finish()
     return pipe
+
+
+def _draw_size(stage: Stage, generator: torch.Generator) -> ClipSize:
+    weights = torch.tensor([item.weight for item in stage.clip_sizes])
+    return stage.clip_sizes[int(torch.multinomial(weights, 1, generator=generator))]
