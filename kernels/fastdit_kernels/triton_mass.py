@@ -152,7 +152,7 @@ def row_lse(query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor, scal
             lse_kernel[(triton.cdiv(query.shape[2], MIN_BLOCK), query.shape[0] * query.shape[1])](
                 query, key, key_bias, lse, query.shape[2], key.shape[2], query.shape[3], scale,
                 block_m=MIN_BLOCK, block_n=MIN_BLOCK, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
-                num_warps=4, num_stages=2,
+                num_warps=4, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
     return lse
 
@@ -180,7 +180,7 @@ def sum_mass(
                 query, key, key_bias, lse, mass, q_tiles, k_tiles, dim, scale,
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
                 block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
-                num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=2,
+                num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
     return mass
 

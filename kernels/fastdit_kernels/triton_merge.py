@@ -47,6 +47,14 @@ def merge_attention(
     if lse.numel() > 0:
         with torch.cuda.device_of(out):
             merge_kernel[(triton.cdiv(lse.numel(), block_rows),)](
-                *parts, out, lse, lse.numel(), dim, block_rows=block_rows, block_dim=block_dim, num_warps=4
+                *parts,
+                out,
+                lse,
+                lse.numel(),
+                dim,
+                block_rows=block_rows,
+                block_dim=block_dim,
+                num_warps=4,
+                enable_fp_fusion=True,
             )
     return out, lse

@@ -109,7 +109,8 @@ def pool_key_value(key: torch.Tensor, value: torch.Tensor, layout: TileLayout) -
                 pool_kernel[(blocks, batch * heads)](
                     key, value, *pooled, heads, dim, first_token, length, rows, 2, bases,
                     *key.stride(), *value.stride(),
-                    top=top, tile=layout.tile, block_rows=block_rows, block_dim=block_dim, num_warps=4,
+                    top=top, tile=layout.tile, block_rows=block_rows, block_dim=block_dim,
+                    num_warps=4, enable_fp_fusion=True,
                 )  # fmt: skip
             first_token += length
     return pooled

@@ -60,7 +60,7 @@ def tile_means(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
                 means_kernel[(tiles, batch * heads)](
                     x, means, heads, dim, first_token, length, first_tile, layout.num_tiles, *x.stride(),
                     tile=layout.tile, block_rows=BLOCK_ROWS, block_dim=max(16, triton.next_power_of_2(dim)),
-                    num_warps=4,
+                    num_warps=4, enable_fp_fusion=True,
                 )  # fmt: skip
             first_token, first_tile = first_token + length, first_tile + tiles
     return means

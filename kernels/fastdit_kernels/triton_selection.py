@@ -111,6 +111,6 @@ def select_tiles(
                 scores, pinned, indices, counts, heads, q_tiles, tiles, slots,
                 0.0 if top_p is None else top_p, min_tiles, min(max_tiles, tiles), *pinned.stride(),
                 has_forced=forced is not None, has_top_p=top_p is not None, block=block,
-                num_warps=4 if block <= 2048 else 8 if block <= 4096 else 16,
+                num_warps=4 if block <= 2048 else 8 if block <= 4096 else 16, enable_fp_fusion=True,
             )  # fmt: skip
     return indices, counts

@@ -83,6 +83,7 @@ def _move(tokens: torch.Tensor, buffer: torch.Tensor, order: torch.Tensor, layou
                 move_kernel[(triton.cdiv(padded, block_rows), batch * heads)](
                     tokens, buffer, order, heads, dim, first_token, length, first_row, padded,
                     *order_strides, *tokens.stride(), *buffer.stride(),
-                    gathers=gathers, block_rows=block_rows, block_dim=block_dim, num_warps=4,
+                    gathers=gathers, block_rows=block_rows, block_dim=block_dim,
+                    num_warps=4, enable_fp_fusion=True,
                 )  # fmt: skip
             first_token, first_row = first_token + length, first_row + padded

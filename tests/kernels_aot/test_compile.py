@@ -1,12 +1,12 @@
 """Every row of the configuration table compiles for its card, through the launch that users get; no GPU needed."""
 
-import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 import triton
 from binaries import MATRIX_INSTRUCTION, describe
+from golden_figures import compare
 from stub_driver import MAX_SHARED_MEMORY, StubDriver
 
 from fastdit_kernels import TileLayout
@@ -20,9 +20,6 @@ from fastdit_kernels.implementations.triton_configurations import (
     select_configuration,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / f"triton_{triton.__version__}.json"
-# A change of more registers than this against the noted ones deserves a look.
-REGISTER_TOLERANCE = 16
 BAD = TritonConfiguration(128, 128, 4, 3)
 ROWS = [
     (architecture, head_dim, dtype, q_tile, kv_tile)
@@ -88,22 +85,7 @@ def test_row(row, compile_row, request):
     assert not found["serialised"]
     assert found["specialised"] == configuration.warp_specialize
     assert (found["opcodes"]["UTMALDG"] > 0) == configuration.descriptors
-    compare_with_golden(row, found, request.config.getoption("--write-golden"))
-
-
-def compare_with_golden(row, found, write):
-    name, noted = "-".join(map(str, row)), json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    figures = {"registers": found["registers"], "shared": found["shared"]}
-    if write:
-        noted[name] = figures
-        GOLDEN.parent.mkdir(exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(noted[key])}" for key in sorted(noted))
-        GOLDEN.write_text(f"{{\n{lines}\n}}\n")
-        return
-    if name not in noted:
-        pytest.skip(f"no figures noted for {name}, Triton {triton.__version__}: run with --write-golden")
-    assert figures["shared"] == noted[name]["shared"]
-    assert abs(figures["registers"] - noted[name]["registers"]) <= REGISTER_TOLERANCE
+    compare("-".join(map(str, row)), found, request.config.getoption("--write-golden"))
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
@@ -119,3 +101,9 @@ def test_spills_are_noticed(compile_row):
     found = describe("sm_90", compile_row("sm_90", 128, "bfloat16", 128, 128, configuration=BAD))
     assert found["scratch"] > 0
     assert found["serialised"]
+
+
+def test_missing_specialisation_is_noticed(compile_row):
+    plain = replace(select_configuration("sm_90", 128, torch.bfloat16, 128, 64), warp_specialize=False)
+    found = describe("sm_90", compile_row("sm_90", 128, "bfloat16", 128, 64, configuration=plain))
+    assert not found["specialised"]
