@@ -2,7 +2,7 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig, StaticConfig
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -34,6 +34,7 @@ __all__ = [
     "PipelineAdapter",
     "Schedule",
     "Session",
+    "StaticConfig",
     "UnsupportedModelError",
     "VideoGrid",
     "__version__",

@@ -27,7 +27,7 @@ def sparse_step(
         value: `[B, S, H, D]`.
         grid: Geometry, `S = grid.length`.
         config: Method and settings.
-        cache: Holds the token orders.
+        cache: Holds the token orders, and masks that depend on the geometry alone.
 
     Returns:
         Output `[B, S, H, D]` in the model's order, and the mask that was used.
@@ -35,7 +35,10 @@ def sparse_step(
     order, inverse = _orders(grid, config.order, query.device, cache)
     # The gather also turns [B, S, H, D] into contiguous [B, H, S, D].
     q, k, v = (gather_tokens(x.transpose(1, 2), order) for x in (query, key, value))
-    mask = config.select(q, k, v, grid)
+    if config.needs_tensors:
+        mask = config.select(q, k, v, grid)
+    else:
+        mask = cache.get(("mask", grid, config, q.device), lambda: config.select(q, k, v, grid))
     out = block_sparse_attention(q, k, v, mask, implementation=config.implementation)
     return out.transpose(1, 2).index_select(1, inverse), mask
 
