@@ -17,6 +17,7 @@ from fastdit.errors import (
 from fastdit.grid import VideoGrid
 from fastdit.schedule import Schedule
 from fastdit.session import Session
+from fastdit.sparse_attention import AttentionStats, sparse_attention
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "AdaptiveConfig",
     "AlreadyEnabledError",
     "AttentionConfig",
+    "AttentionStats",
     "ConfigError",
     "FastDitError",
     "InvalidInputError",
@@ -40,4 +42,5 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "sparse_attention",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from fastdit.config import AttentionConfig
@@ -11,6 +13,23 @@ from fastdit.orders import token_order
 from fastdit_kernels import BlockMask, block_sparse_attention, gather_tokens, invert_order
 
 
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """Sparse attention of one layer, and what it was made from.
+
+    Args:
+        out: `[B, S, H, D]` in the model's token order.
+        mask: The mask that was used.
+        query: `[B, H, S, D]` in tile order.
+        key: `[B, H, S, D]` in tile order.
+    """
+
+    out: torch.Tensor
+    mask: BlockMask
+    query: torch.Tensor
+    key: torch.Tensor
+
+
 def sparse_step(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -18,7 +37,7 @@ def sparse_step(
     grid: VideoGrid,
     config: AttentionConfig,
     cache: MaskCache,
-) -> tuple[torch.Tensor, BlockMask]:
+) -> StepResult:
     """Sparse attention of one layer.
 
     Args:
@@ -30,7 +49,7 @@ def sparse_step(
         cache: Holds the token orders, and masks that depend on the geometry alone.
 
     Returns:
-        Output `[B, S, H, D]` in the model's order, and the mask that was used.
+        The output in the model's order, the mask that was used, and what it was chosen from.
     """
     order, inverse = _orders(grid, config.order, query.device, cache)
     # The gather also turns [B, S, H, D] into contiguous [B, H, S, D].
@@ -40,7 +59,7 @@ def sparse_step(
     else:
         mask = cache.get(("mask", grid, config, q.device), lambda: config.select(q, k, v, grid))
     out = block_sparse_attention(q, k, v, mask, implementation=config.implementation)
-    return out.transpose(1, 2).index_select(1, inverse), mask
+    return StepResult(out.transpose(1, 2).index_select(1, inverse), mask, q, k)
 
 
 def _orders(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> tuple[torch.Tensor, torch.Tensor]:

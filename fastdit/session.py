@@ -86,12 +86,12 @@ class LayerSlot:
         """
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        out, mask = sparse_step(query, key, value, forward.grid, self.session.config, self.session.cache)
+        result = sparse_step(query, key, value, forward.grid, self.session.config, self.session.cache)
         batch, length, heads, _ = query.shape
         # A mask may serve all batch entries or heads at once.
-        kept = mask.kept_pairs().expand(batch, heads).sum(0)
+        kept = result.mask.kept_pairs().expand(batch, heads).sum(0)
         self._record(forward, None, batch * heads * length**2, kept)
-        return out
+        return result.out
 
     def _record(self, forward: ForwardState, reason: str | None, pairs: int, kept: torch.Tensor | None) -> None:
         tick = forward.tick

@@ -199,7 +199,7 @@ def test_a_mask_is_built_once_for_each_geometry(rng):
     masks = []
     for grid in (GRIDS[0], GRIDS[0], GRIDS[1], GRIDS[0]):
         q, k, v = (torch.randn(1, grid.length, 2, 8, generator=rng) for _ in range(3))
-        masks.append(sparse_step(q, k, v, grid, config, cache)[1])
+        masks.append(sparse_step(q, k, v, grid, config, cache).mask)
     assert masks[0] is masks[1] is masks[3]
     assert masks[2].kv_layout.segments == GRIDS[1].segments
 
