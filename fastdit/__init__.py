@@ -2,7 +2,7 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig, StaticConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, StaticConfig
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -26,6 +26,7 @@ __all__ = [
     "AlreadyEnabledError",
     "AttentionConfig",
     "AttentionStats",
+    "CachedConfig",
     "ConfigError",
     "FastDitError",
     "InvalidInputError",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from fastdit_kernels import BlockMask, TileLayout, block_mass, block_sparse_attention
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    block_mass,
+    block_sparse_attention,
+    sampled_mass,
+    stratified_rows,
+)
 
 
 def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> torch.Tensor:
@@ -30,6 +37,35 @@ def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> tor
     _, lse = block_sparse_attention(query, key, key, dense, return_lse=True)
     mass = block_mass(query, key, lse, q_layout, kv_layout, reduction="sum")
     return (mass * covered_tiles(mask)).sum((2, 3)) / q_layout.length
+
+
+def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tiles: int, rows: int) -> torch.Tensor:
+    """Recall over a few query rows against all keys, exact for these rows.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        mask: What is kept.
+        tiles: Query tiles to sample, from the middle of equal parts of the first segment (the video); text rows keep
+            everything.
+        rows: Rows to sample of each, from the middle of equal parts of the tile.
+
+    Returns:
+        `[B, H]`, mean over the sampled rows, fp32 (fp64 for fp64 input).
+    """
+    available = mask.q_layout.segment_tiles(0)[0]
+    number = min(tiles, available)
+    chosen = (2 * torch.arange(number, device=query.device) + 1) * available // (2 * number)
+    sampled = stratified_rows(mask.q_layout, rows, query.device).view(-1, rows)[chosen].flatten()
+    kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
+    mass = sampled_mass(query.index_select(2, sampled), key, kv_layout, q_samples=rows)
+    part = BlockMask(
+        mask.indices.index_select(2, chosen),
+        mask.counts.index_select(2, chosen),
+        TileLayout((number * rows,), rows),
+        mask.kv_layout,
+    )
+    return (mass * covered_tiles(part)).sum(3).mean(2)
 
 
 def covered_tiles(mask: BlockMask) -> torch.Tensor:

@@ -12,8 +12,16 @@ from fastdit_kernels import BlockMask, TileLayout
 GRID, TEXT = (4, 5, 7), 11
 TILES = {"q_tile": 16, "kv_tile": 8}
 # Settings with which a method keeps everything, and with which it keeps less.
-WHOLE = {"adaptive": {"density": 1.0}, "static": {"pattern": "dense"}}
-LESS = {"adaptive": {"density": 0.4}, "static": {"pattern": "window:2,3,3|sink"}}
+WHOLE = {
+    "adaptive": {"density": 1.0},
+    "static": {"pattern": "dense"},
+    "cached": {"source": AdaptiveConfig(density=1.0)},
+}
+LESS = {
+    "adaptive": {"density": 0.4},
+    "static": {"pattern": "window:2,3,3|sink"},
+    "cached": {"source": AdaptiveConfig(density=0.4)},
+}
 
 
 def tensors(generator, length=4 * 5 * 7 + TEXT, batch=2, heads=3):

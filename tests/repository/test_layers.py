@@ -42,7 +42,7 @@ FLOORS = [
     {"orders", "attention_profile", "recall"},
     {"selectors"},
     {"schedule", "config"},
-    {"clock", "mask_cache", "statistics", "attend", "session", "report"},
+    {"clock", "mask_cache", "mask_reuse", "packed_mask", "statistics", "attend", "session", "report"},
     {"adapters"},
     {"api", "sparse_attention"},
     {"probe"},
