@@ -129,11 +129,13 @@ def _reuse(
     entry.stale = None
     if heads:
         places = torch.tensor(heads, device=query.device)
-        chosen = (x.index_select(1, places) for x in (query, key, value))
-        entry.mask.replace_heads(places, config.source.select(*chosen, entry.grid))
+        q, k, v = (x.index_select(1, places) for x in (query, key, value))
+        entry.mask.replace_heads(places, config.source.select(q, k, v, entry.grid))
     mask = entry.mask.unpack()
     recall = drift = None
-    if config.min_recall is not None and entry.recall is not None:
+    # A head built anew needs the figure that its later ones are held against.
+    due = bool(heads) or age % config.check_every == 0
+    if due and config.min_recall is not None and entry.recall is not None:
         recall = sampled_recall(query, key, mask, config.sample_tiles, config.sample_rows)
         if heads:
             entry.recall = entry.recall.index_copy(1, places, recall.index_select(1, places))

@@ -66,6 +66,6 @@ class PackedMask:
 
 def _pack(keep: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(keep, (0, -keep.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    weights = 2 ** torch.arange(8, device=keep.device)
-    bits: torch.Tensor = (padded * weights).sum(-1)
+    weights = 2 ** torch.arange(8, dtype=torch.int16, device=keep.device)
+    bits: torch.Tensor = (padded * weights).sum(-1, dtype=torch.int16)
     return bits.to(torch.uint8)

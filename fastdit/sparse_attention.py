@@ -80,6 +80,8 @@ def sparse_attention(
             raise InvalidInputError(
                 f"{name} is {x.dtype} on {x.device}, query is {query.dtype} on {query.device}: all three must agree"
             )
-    step = sparse_step(*(x.transpose(1, 2) for x in (query, key, value)), geometry, config, MaskCache())
+    # The step takes [B, S, H, D], as processors have it.
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    step = sparse_step(q, k, v, geometry, config, MaskCache())
     measured = exact_recall(step.query, step.key, step.mask) if recall else None
     return step.out.transpose(1, 2), AttentionStats(step.mask, measured)

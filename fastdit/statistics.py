@@ -20,7 +20,8 @@ class ReuseRecord:
         kept: Whether it had room to be kept.
         refreshed_heads: Heads built anew alone, because their recall had fallen.
         recall: Recall of the mask on sampled rows, `[H]` on the device, mean over the batch; `None` if not measured.
-        drift: What the recall has lost since each head's mask was built, `[H]`; `None` in the call that built it.
+        drift: What the recall has lost since each head's mask was built, `[H]`; `None` in the call that built it
+            and where the recall was not measured.
     """
 
     age: int

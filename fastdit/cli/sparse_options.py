@@ -34,6 +34,7 @@ class SparseOptions:
         pattern: What to keep, e.g. "radial|sink" or "window:3,9,9|frames:2" (static).
         source: Method that builds the masks, by default adaptive; its settings are given beside it (cached).
         refresh_every: Steps after which masks are built anew (cached).
+        check_every: Steps from one test of the masks to the next (cached).
         min_recall: Share of its first recall that a head's mask must keep to be reused (cached).
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
@@ -49,6 +50,7 @@ class SparseOptions:
     pattern: str | None = None
     source: str | None = None
     refresh_every: int | None = None
+    check_every: int | None = None
     min_recall: float | None = None
     dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None

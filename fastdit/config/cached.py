@@ -20,8 +20,8 @@ from fastdit_kernels import BlockMask
 class CachedConfig(AttentionConfig):
     """Build masks by another method every few steps and reuse them in between (AdaSpa 2502.21079, SparseD 2509.24014).
 
-    Every transformer, layer and guidance branch has a mask of its own, dropped at the end of the run. In each step
-    that reuses it, a few sampled query rows measure its recall exactly. Heads whose recall has fallen below
+    Every transformer, layer and guidance branch has a mask of its own, dropped at the end of the run. Every
+    `check_every` steps a few sampled query rows measure its recall exactly. Heads whose recall has fallen below
     `min_recall` times what it was when their mask was built are built anew, alone, in the next step: the figure is on
     its way to the host meanwhile, so that no step waits for the device.
 
@@ -30,6 +30,7 @@ class CachedConfig(AttentionConfig):
     Args:
         source: The method that builds the masks.
         refresh_every: Steps after which all heads are built anew; 1 is `source` itself.
+        check_every: Steps from one measurement of the recall to the next, counted from when the mask was built.
         min_recall: Share of its first recall that a head's mask must keep; `None` measures nothing.
         sample_tiles: Query tiles, evenly spread over the video, that the recall is measured on.
         sample_rows: Query rows of each of them.
@@ -39,9 +40,10 @@ class CachedConfig(AttentionConfig):
 
     source: AttentionConfig = dataclasses.field(default_factory=AdaptiveConfig)
     refresh_every: int = 10
+    check_every: int = 5
     min_recall: float | None = 0.9
     sample_tiles: int = 8
-    sample_rows: int = 4
+    sample_rows: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +55,7 @@ class CachedConfig(AttentionConfig):
                 "use it without CachedConfig"
             )
         check_count("refresh_every", self.refresh_every, 1)
+        check_count("check_every", self.check_every, 1)
         check_count("sample_tiles", self.sample_tiles, 1)
         check_count("sample_rows", self.sample_rows, 1)
         if self.min_recall is not None:

@@ -120,17 +120,21 @@ def test_another_geometry_an_earlier_step_or_a_new_run_build_anew(rng):
 
 
 def test_a_head_whose_recall_falls_is_built_anew_alone(rng, selected_heads):
-    masks, config = ReusedMasks(), CachedConfig(source=SOURCE, min_recall=0.9)
-    q, k, v = tensors(rng)
-    q, k = q * 2, k * 2
+    masks, config = ReusedMasks(), CachedConfig(source=SOURCE, min_recall=0.9, check_every=1)
+    q, k, v = (0.2 * x for x in tensors(rng))
+    # The queries of tile i look for keys that lie three tiles before them, and later one tile before.
+    tile = torch.arange(GRID.video_length) // 16
+    q[:, :, : GRID.video_length] += 6 * torch.eye(16)[tile]
+    k[:, :, : GRID.video_length] += 6 * torch.eye(16)[(tile + 3) % 9]
     first, _ = choose(masks, config, (q, k, v), 0)
     moved = k.clone()
-    moved[:, 1, : GRID.video_length] = k[:, 1, : GRID.video_length].roll(60, 1)
+    moved[:, 1, : GRID.video_length] = k[:, 1, : GRID.video_length].roll(32, 1)
     changed = q, moved, v
     reused, record = choose(masks, config, changed, 1)
     assert torch.equal(reused, first)
     assert record.refreshed_heads == 0
-    assert record.drift[1] > 0.1 * record.recall[1]
+    assert record.recall[0] > 0.9
+    assert record.drift[1] > 0.5
     assert torch.allclose(record.drift[[0, 2]], torch.zeros(2), atol=1e-6)
     assert selected_heads == [3]
 
@@ -146,6 +150,13 @@ def test_a_head_whose_recall_falls_is_built_anew_alone(rng, selected_heads):
     assert torch.equal(settled, refreshed)
     assert record.refreshed_heads == 0
     assert selected_heads == []
+
+
+def test_recall_is_measured_at_check_steps(rng):
+    masks, config, qkv = ReusedMasks(), CachedConfig(source=SOURCE, check_every=2), tensors(rng)
+    records = [choose(masks, config, qkv, step)[1] for step in range(5)]
+    assert [record.recall is not None for record in records] == [True, False, True, False, True]
+    assert [record.drift is not None for record in records] == [False, False, True, False, True]
 
 
 def test_without_room_a_mask_is_built_in_every_step(rng):
@@ -167,7 +178,7 @@ def test_no_scalar_is_read_from_the_device(rng):
             self.found += function is torch.ops.aten._local_scalar_dense.default
             return function(*args, **(kwargs or {}))
 
-    masks, config, qkv = ReusedMasks(), CachedConfig(source=SOURCE), tensors(rng)
+    masks, config, qkv = ReusedMasks(), CachedConfig(source=SOURCE, check_every=1), tensors(rng)
     with Reads() as reads:
         for step in range(3):
             masks.choose(config, *qkv, GRID, CallSite(0, 0, "cond", step))
@@ -195,6 +206,7 @@ def test_shared_settings_are_given_once():
         ({"source": AdaptiveConfig(q_tile=32), "q_tile": 64}, "q_tile=64, but source has 32: give it once"),
         ({"refresh_every": 0}, "refresh_every"),
         ({"min_recall": 1.5}, "min_recall"),
+        ({"check_every": 0}, "check_every"),
         ({"sample_tiles": 0}, "sample_tiles"),
         ({"sample_rows": 0}, "sample_rows"),
     ],
@@ -219,7 +231,7 @@ def test_refreshed_in_every_step_it_is_its_source(tiny_wan, run):
 
 
 def test_a_run_reuses_masks_reports_it_and_drops_them(tiny_wan, run):
-    with fastdit.enable(tiny_wan, pipeline_config(refresh_every=3)) as session:
+    with fastdit.enable(tiny_wan, pipeline_config(refresh_every=3, check_every=2)) as session:
         first = run(tiny_wan, steps=6)
         report = session.stats.mask_reuse()
         # Five sparse steps of two layers and two branches: built at steps 1 and 4.
