@@ -2,7 +2,7 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, StaticConfig
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -17,6 +17,7 @@ from fastdit.errors import (
 from fastdit.grid import VideoGrid
 from fastdit.schedule import Schedule
 from fastdit.session import Session
+from fastdit.sparse_attention import AttentionStats, sparse_attention
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,8 @@ __all__ = [
     "AdaptiveConfig",
     "AlreadyEnabledError",
     "AttentionConfig",
+    "AttentionStats",
+    "CachedConfig",
     "ConfigError",
     "FastDitError",
     "InvalidInputError",
@@ -34,9 +37,11 @@ __all__ = [
     "PipelineAdapter",
     "Schedule",
     "Session",
+    "StaticConfig",
     "UnsupportedModelError",
     "VideoGrid",
     "__version__",
     "disable",
     "enable",
+    "sparse_attention",
 ]

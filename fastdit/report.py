@@ -30,7 +30,26 @@ def summarize(session: Session) -> str:
     else:
         lines.append(f"  sparse calls: {num_sparse}, density {sparse:.3f}")
     lines += [f"  dense calls: {count}, {REASONS.get(reason, reason)}" for reason, count in sorted(dense_calls.items())]
-    return "\n".join(lines + _layer_table(session))
+    return "\n".join(lines + _reuse_lines(session) + _layer_table(session))
+
+
+def _reuse_lines(session: Session) -> list[str]:
+    """Masks built and reused, and how well the reused ones held, for the cached method."""
+    reuse = session.stats.mask_reuse()
+    if reuse is None:
+        return []
+    lines = [
+        f"  masks: {reuse['built']} built, {reuse['reused']} reused; "
+        f"heads built anew for their recall: {reuse['refreshed_heads']}"
+    ]
+    if reuse["not_kept"]:
+        lines.append(f"  masks without room in the cache, built in every step: {reuse['not_kept']}")
+    if "recall" in reuse:
+        lines.append(
+            f"  recall of reused masks on sampled rows: {reuse['recall']:.3f}, least of a head "
+            f"{reuse['least_recall']:.3f}; lost since they were built: {reuse['drift']:.3f}"
+        )
+    return lines
 
 
 def _layer_table(session: Session) -> list[str]:

@@ -16,7 +16,8 @@ from fastdit.config import AttentionConfig
 from fastdit.errors import NotEnabledError, UnsupportedModelError
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
-from fastdit.statistics import CallRecord, RunStatistics
+from fastdit.mask_reuse import CallSite, ReusedMasks
+from fastdit.statistics import CallRecord, ReuseRecord, RunStatistics
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,27 @@ class LayerSlot:
         """
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        out, mask = sparse_step(query, key, value, forward.grid, self.session.config, self.session.cache)
+        session, tick = self.session, forward.tick
+        kept = session.masks, CallSite(self.transformer, self.layer, tick.branch, tick.step)
+        result = sparse_step(query, key, value, forward.grid, session.config, session.cache, kept)
         batch, length, heads, _ = query.shape
-        self._record(forward, None, batch * heads * length**2, mask.kept_pairs().sum(0))
-        return out
+        # A mask may serve all batch entries or heads at once.
+        pairs = result.mask.kept_pairs().expand(batch, heads).sum(0)
+        self._record(forward, None, batch * heads * length**2, pairs, result.reuse)
+        return result.out
 
-    def _record(self, forward: ForwardState, reason: str | None, pairs: int, kept: torch.Tensor | None) -> None:
+    def _record(
+        self,
+        forward: ForwardState,
+        reason: str | None,
+        pairs: int,
+        kept: torch.Tensor | None,
+        reuse: ReuseRecord | None = None,
+    ) -> None:
         tick = forward.tick
-        self.session.stats.add(CallRecord(self.transformer, self.layer, tick.step, tick.branch, reason, pairs, kept))
+        self.session.stats.add(
+            CallRecord(self.transformer, self.layer, tick.step, tick.branch, reason, pairs, kept, reuse)
+        )
 
 
 class Session:
@@ -108,6 +122,7 @@ class Session:
         self.config = config
         self.clock = RunClock(pipe)
         self.cache = MaskCache()
+        self.masks = ReusedMasks()
         self.stats = RunStatistics()
         self.slots: list[LayerSlot] = []
         self.transformer_names: list[str] = []
@@ -129,6 +144,7 @@ class Session:
         self._forwards.pop(transformer, None)
         tick = self.clock.begin_forward(transformer)
         self.stats.begin(tick.run)
+        self.masks.begin(tick.run)
         reason: str | None = None
         if grid.length < self.config.min_tokens:
             reason = "min_tokens"
@@ -143,6 +159,7 @@ class Session:
     def end_run(self) -> None:
         """Note the end of a pipeline call; statistics stay readable until the next one begins."""
         self.clock.end_run()
+        self.masks.clear()
         self._forwards.clear()
 
     def reset(self) -> None:
@@ -162,6 +179,7 @@ class Session:
             raise NotEnabledError("this session is closed already")
         self._closed = True
         self.cache.clear()
+        self.masks.clear()
         self._forwards.clear()
         self._undo.close()
 

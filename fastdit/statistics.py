@@ -11,6 +11,28 @@ MAX_RECORDS = 20_000
 
 
 @dataclass(frozen=True)
+class ReuseRecord:
+    """What the cached method did in one call.
+
+    Args:
+        age: Steps since the mask was built.
+        built: Whether it was built in this call.
+        kept: Whether it had room to be kept.
+        refreshed_heads: Heads built anew alone, because their recall had fallen.
+        recall: Recall of the mask on sampled rows, `[H]` on the device, mean over the batch; `None` if not measured.
+        drift: What the recall has lost since each head's mask was built, `[H]`; `None` in the call that built it
+            and where the recall was not measured.
+    """
+
+    age: int
+    built: bool
+    kept: bool
+    refreshed_heads: int
+    recall: torch.Tensor | None
+    drift: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class CallRecord:
     """One self-attention call.
 
@@ -22,6 +44,7 @@ class CallRecord:
         dense_reason: Why the call was dense; `None` if it was sparse.
         dense_pairs: Scores of dense attention, all heads and batch entries.
         kept_pairs: Scores computed, int64 `[H]`, summed over the batch, on the device; `None` if dense.
+        reuse: What the cached method did; `None` for other methods.
     """
 
     transformer: int
@@ -31,6 +54,7 @@ class CallRecord:
     dense_reason: str | None
     dense_pairs: int
     kept_pairs: torch.Tensor | None
+    reuse: ReuseRecord | None = None
 
     def executed_pairs(self) -> int:
         """Scores computed; reads the device."""
@@ -82,3 +106,30 @@ class RunStatistics:
             if record.dense_reason is not None:
                 reasons[record.dense_reason] = reasons.get(record.dense_reason, 0) + 1
         return reasons
+
+    def mask_reuse(self) -> dict[str, float] | None:
+        """What the cached method did over the run; reads the device.
+
+        Returns:
+            Calls that built their mask (`built`) and that reused one (`reused`), masks that found no room
+            (`not_kept`), heads built anew alone (`refreshed_heads`); and over reusing calls, if measured, the mean and
+            least recall of a head (`recall`, `least_recall`) and the mean loss since it was built (`drift`). `None`
+            for other methods.
+        """
+        records = [record.reuse for record in self.records.values() if record.reuse is not None]
+        if not records:
+            return None
+        built = sum(record.built for record in records)
+        report: dict[str, float] = {
+            "built": built,
+            "reused": len(records) - built,
+            "not_kept": sum(not record.kept for record in records),
+            "refreshed_heads": sum(record.refreshed_heads for record in records),
+        }
+        recall = [record.recall for record in records if not record.built and record.recall is not None]
+        drift = [record.drift for record in records if record.drift is not None]
+        if recall and drift:
+            values = torch.cat(recall).double()
+            report["recall"], report["least_recall"] = values.mean().item(), values.min().item()
+            report["drift"] = torch.cat(drift).double().mean().item()
+        return report

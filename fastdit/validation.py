@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from fastdit.errors import ConfigError
@@ -17,6 +18,12 @@ def check_count(name: str, value: int, minimum: int = 0) -> None:
     """Accept an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name}={value!r}: accepted is an integer of at least {minimum}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Accept a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < math.inf:
+        raise ConfigError(f"{name}={value!r}: accepted is a finite number above 0")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

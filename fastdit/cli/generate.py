@@ -7,31 +7,26 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 import fastdit
 from fastdit.cli.output_folder import staged_output
+from fastdit.cli.sparse_options import SparseOptions
 from fastdit.config import METHODS, AttentionConfig
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError
-from fastdit.schedule import Schedule
 from fastdit.validation import check_choice, check_count
 
 if TYPE_CHECKING:
     from fastdit_pipelines.generation import Comparison, GenerationSettings
 
-
-def _count_or_fraction(_: Any, tokens: Sequence[Token]) -> int | float:
-    """`4` is a count and `0.2` a fraction; Cyclopts would round the latter to an int."""
-    text = tokens[0].value
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+DEFAULT_SPARSE = SparseOptions()
 
 
 @Parameter(name="*", group="Video")
@@ -60,40 +55,6 @@ class VideoOptions:
     fps: int | None = None
 
 
-@Parameter(name="*", group="Sparse attention")
-@dataclass(frozen=True, kw_only=True)
-class SparseOptions:
-    """Settings of the method; unset ones take the bundled model's, else the method's defaults.
-
-    Args:
-        top_p: Share of the estimated attention mass to keep per query tile.
-        min_density: Least share of key tiles per query tile.
-        max_density: Largest share of key tiles per query tile.
-        density: Fixed share of key tiles, instead of the three above.
-        dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
-        dense_layers: Layers that stay dense.
-        order: Token order: gilbert, raster or space_major.
-        min_tokens: Shorter sequences stay dense.
-        implementation: Kernel: auto, triton, flex, torch or reference.
-    """
-
-    top_p: float | None = None
-    min_density: float | None = None
-    max_density: float | None = None
-    density: float | None = None
-    dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
-    dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
-    order: str | None = None
-    min_tokens: int | None = None
-    implementation: str | None = None
-
-    def build(self, method: str, defaults: dict[str, Any]) -> AttentionConfig:
-        """The config of `method` with these settings over `defaults`."""
-        given = defaults | {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        schedule = {name: given.pop(name) for name in ("dense_steps", "dense_layers") if name in given}
-        return METHODS[method](schedule=Schedule(**schedule), **given)
-
-
 def generate(
     *,
     prompt: str,
@@ -103,7 +64,7 @@ def generate(
     compare: bool = False,
     repeats: int = 1,
     video: VideoOptions = VideoOptions(),
-    sparse: SparseOptions = SparseOptions(),
+    sparse: SparseOptions = DEFAULT_SPARSE,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Generate a video; with --compare the same video dense and sparse, with figures and a picture.
@@ -114,7 +75,7 @@ def generate(
         prompt: What to show.
         output: Folder for the results.
         model: "tiny", a Diffusers folder, or a Hub id.
-        method: "adaptive", or "dense" for the stock pipeline.
+        method: "adaptive", "static" or "cached", or "dense" for the stock pipeline.
         compare: Run dense and sparse from one seed and compare them.
         repeats: Pairs of timed runs with --compare; the median counts.
         video: Arguments of the pipeline call.

@@ -14,7 +14,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from fastdit.cli.generate import SparseOptions, call_arguments
+from fastdit.cli.generate import call_arguments
+from fastdit.cli.sparse_options import SparseOptions
 from fastdit.config import METHODS, AttentionConfig
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError

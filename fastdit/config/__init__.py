@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from fastdit.config.adaptive import AdaptiveConfig
 from fastdit.config.base import AttentionConfig
+from fastdit.config.cached import CachedConfig
+from fastdit.config.static import StaticConfig
 
-METHODS: dict[str, type[AttentionConfig]] = {config.method: config for config in (AdaptiveConfig,)}
+METHODS: dict[str, type[AttentionConfig]] = {
+    config.method: config for config in (AdaptiveConfig, StaticConfig, CachedConfig)
+}
 
-__all__ = ["METHODS", "AdaptiveConfig", "AttentionConfig"]
+__all__ = ["METHODS", "AdaptiveConfig", "AttentionConfig", "CachedConfig", "StaticConfig"]

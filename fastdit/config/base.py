@@ -32,6 +32,8 @@ class AttentionConfig:
     """
 
     method: ClassVar[str] = ""
+    # Whether masks depend on the tensors; if not, one mask serves all calls of a geometry.
+    needs_tensors: ClassVar[bool] = True
 
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     q_tile: int = 128

@@ -7,7 +7,7 @@ from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavai
 from fastdit_kernels.mass import block_mass
 from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.pooling import pool_key_value
-from fastdit_kernels.scores import stratified_rows, tile_means, tile_scores
+from fastdit_kernels.scores import sampled_mass, stratified_rows, tile_means, tile_scores
 from fastdit_kernels.selection import select_tiles
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import (
@@ -36,6 +36,7 @@ __all__ = [
     "pad_to_tiles",
     "pool_key_value",
     "pool_pyramid",
+    "sampled_mass",
     "scatter_from_tiles",
     "scatter_tokens",
     "select_tiles",

@@ -78,6 +78,50 @@ def tile_scores(
     return scores
 
 
+def sampled_mass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    kv_layout: TileLayout,
+    *,
+    q_samples: int,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """Exact share of the softmax mass that each key tile has for some query rows, mean over groups of rows.
+
+    Args:
+        query: Rows of interest `[B, H, N * q_samples, D]`.
+        key: `[B, H, Skv, D]` in tile order.
+        kv_layout: Key tiles, one level.
+        q_samples: Rows of a group.
+        scale: Factor on the scores, default `1 / sqrt(D)`.
+        implementation: `"auto"`, `"triton"` or `"torch"`. A named one runs or raises.
+
+    Returns:
+        `[B, H, N, NK]`, fp32 (fp64 for fp64 input); rows sum to one.
+
+    Raises:
+        InvalidInputError: Shapes do not fit.
+        KernelUnavailableError: Triton was asked for and cannot run here.
+    """
+    if q_samples < 1 or query.shape[2] % q_samples or key.shape[2] != kv_layout.length or kv_layout.num_levels != 1:
+        raise InvalidInputError(
+            f"query is {tuple(query.shape)} in groups of {q_samples}, key {tuple(key.shape)} with "
+            f"{kv_layout.num_levels} levels: accepted are whole groups and [B, H, {kv_layout.length}, D] with one level"
+        )
+    members = kv_layout.row_members(key.device).to(wide_dtype(key.dtype))
+    mass: torch.Tensor = _representative_mass(
+        query,
+        pad_to_tiles(key, kv_layout),
+        members.log(),
+        q_samples,
+        kv_layout.tile,
+        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        implementation,
+    )
+    return mass
+
+
 def stratified_rows(layout: TileLayout, samples: int, device: torch.device | None = None) -> torch.Tensor:
     """Token in the middle of each of `samples` equal parts of each tile: `first + floor((2 r + 1) n / (2 samples))`.
 

@@ -76,6 +76,25 @@ def test_a_single_video(folder, tmp_path, method):
     assert json.loads((tmp_path / "report.json").read_text())["density"] == 1.0
 
 
+def test_a_static_pattern(folder, tmp_path):
+    words = ["--method=static", "--pattern=multi_diagonal|sink", *SMALL]
+    assert run(folder, tmp_path, *words) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["config"]["pattern"] == "multi_diagonal:1|sink:1"
+    assert report["density"] == 1.0  # two tiles in all: the own ones
+
+
+def test_cached_masks(folder, tmp_path):
+    words = ["--method=cached", "--refresh-every=2", "--density=0.5", "--order=raster", *SMALL]
+    assert run(folder, tmp_path, *words) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["config"]["refresh_every"] == 2
+    assert report["config"]["source"]["density"] == 0.5
+    assert report["config"]["source"]["order"] == "raster"
+    # Layer 0 is dense; one layer, two branches, two sparse steps.
+    assert "masks: 2 built, 2 reused" in report["summary"]
+
+
 def test_the_same_seed_gives_the_same_video(folder, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert run(folder, tmp_path / name, "--seed", seed, "--method", "dense", *SMALL) == 0
@@ -92,6 +111,17 @@ def test_the_same_seed_gives_the_same_video(folder, tmp_path):
         (["--density=1.5"], 2, "density=1.5: accepted is a fraction"),
         (["--top-p=-1"], 2, "top_p=-1.0"),
         (["--dense-steps=1.5"], 2, "dense_steps=1.5"),
+        (
+            ["--method=static", "--density=0.5"],
+            2,
+            "density=0.5: method 'static' has no such setting; its own are pattern",
+        ),
+        (["--pattern=sink"], 2, "pattern='sink': method 'adaptive' has no such setting; its own are density"),
+        (["--method=static", "--pattern=spiral"], 2, "'spiral' is unknown; accepted are window"),
+        (["--method=cached", "--source=static"], 2, "built once anyway"),
+        (["--method=cached", "--source=cached"], 2, "source='cached': accepted are 'adaptive'"),
+        (["--method=cached", "--pattern=sink"], 2, "method 'adaptive' has no such setting"),
+        (["--refresh-every=2"], 2, "refresh_every=2: method 'adaptive' has no such setting"),
         (["--repeats=0"], 2, "repeats=0"),
         (["--fps=0"], 2, "fps=0"),
         (["--num-inference-steps=0"], 2, "num_inference_steps=0"),

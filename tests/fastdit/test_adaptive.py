@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fastdit import AdaptiveConfig, VideoGrid
-from fastdit.selectors.adaptive import own_tiles
+from fastdit.selectors.own_tiles import own_tiles
 from fastdit_kernels import TileLayout, block_sparse_attention, tile_means, tile_scores
 
 GRID = VideoGrid(frames=4, height=8, width=9)  # 288 tokens

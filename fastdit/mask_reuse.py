@@ -1,0 +1,169 @@
+"""Masks of the cached method: built at refresh steps, reused in between, tested for staleness on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastdit.config import CachedConfig
+from fastdit.grid import VideoGrid
+from fastdit.packed_mask import PackedMask
+from fastdit.recall import sampled_recall
+from fastdit.statistics import ReuseRecord
+from fastdit_kernels import BlockMask
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """One self-attention call of a run.
+
+    Args:
+        transformer: Number of the transformer in the pipeline.
+        layer: Number of the layer in the transformer.
+        branch: Guidance branch.
+        step: Denoising step.
+    """
+
+    transformer: int
+    layer: int
+    branch: str
+    step: int
+
+
+class ReusedMasks:
+    """The masks of the run in progress, one per (transformer, layer, branch).
+
+    Args:
+        max_bytes: Bound. A mask that finds no room is not kept, and built anew in the next step; masks that are kept
+            stay to the end of the run, because all are needed in every step.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 30) -> None:
+        self.max_bytes = max_bytes
+        self._run: int | None = None
+        self._entries: dict[tuple[int, int, str], _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return sum(entry.mask.num_bytes for entry in self._entries.values())
+
+    def begin(self, run: int) -> None:
+        """Start over if `run` is a new one."""
+        if run != self._run:
+            self._run = run
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._entries.clear()
+
+    def choose(
+        self,
+        config: CachedConfig,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        call: CallSite,
+    ) -> tuple[BlockMask, ReuseRecord]:
+        """The mask of one call, reused where that is due.
+
+        Args:
+            config: Source, refresh interval and staleness test.
+            query: `[B, H, S, D]` in tile order.
+            key: `[B, H, S, D]` in tile order.
+            value: `[B, H, S, D]` in tile order.
+            grid: Geometry.
+            call: Which call it is.
+        """
+        place = call.transformer, call.layer, call.branch
+        entry = self._entries.get(place)
+        if entry is not None and entry.grid == grid and entry.mask.shape[:2] == query.shape[:2]:
+            age = call.step - entry.step
+            if 0 <= age < config.refresh_every:
+                return _reuse(entry, config, query, key, value, age)
+        self._entries.pop(place, None)
+        return self._build(config, query, key, value, grid, call)
+
+    def _build(
+        self,
+        config: CachedConfig,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        call: CallSite,
+    ) -> tuple[BlockMask, ReuseRecord]:
+        mask = config.source.select(query, key, value, grid)
+        recall = None
+        if config.min_recall is not None:
+            recall = sampled_recall(query, key, mask, config.sample_tiles, config.sample_rows)
+        entry = _Entry(PackedMask.pack(mask, query.shape[0], query.shape[1]), grid, call.step, recall)
+        kept = self.num_bytes + entry.mask.num_bytes <= self.max_bytes
+        if kept:
+            self._entries[call.transformer, call.layer, call.branch] = entry
+        mean = None if recall is None else recall.mean(0)
+        return mask, ReuseRecord(age=0, built=True, kept=kept, refreshed_heads=0, recall=mean, drift=None)
+
+
+@dataclass
+class _Entry:
+    """A kept mask: `recall` is `[B, H]` as it was when each head's mask was built; `stale` is underway to the host."""
+
+    mask: PackedMask
+    grid: VideoGrid
+    step: int
+    recall: torch.Tensor | None
+    stale: _HostCopy | None = None
+
+
+def _reuse(
+    entry: _Entry, config: CachedConfig, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, age: int
+) -> tuple[BlockMask, ReuseRecord]:
+    heads = [] if entry.stale is None else entry.stale.true_places()
+    entry.stale = None
+    if heads:
+        places = torch.tensor(heads, device=query.device)
+        q, k, v = (x.index_select(1, places) for x in (query, key, value))
+        entry.mask.replace_heads(places, config.source.select(q, k, v, entry.grid))
+    mask = entry.mask.unpack()
+    recall = drift = None
+    # A head built anew needs the figure that its later ones are held against.
+    due = bool(heads) or age % config.check_every == 0
+    if due and config.min_recall is not None and entry.recall is not None:
+        recall = sampled_recall(query, key, mask, config.sample_tiles, config.sample_rows)
+        if heads:
+            entry.recall = entry.recall.index_copy(1, places, recall.index_select(1, places))
+        drift = (entry.recall - recall).mean(0)
+        entry.stale = _HostCopy((recall < config.min_recall * entry.recall).any(0))
+        recall = recall.mean(0)
+    return mask, ReuseRecord(age=age, built=False, kept=True, refreshed_heads=len(heads), recall=recall, drift=drift)
+
+
+class _HostCopy:
+    """A small tensor on its way to the host; reading it a step later does not wait in practice.
+
+    Args:
+        flags: bool `[H]` on any device.
+    """
+
+    def __init__(self, flags: torch.Tensor) -> None:
+        self._event = None
+        self._host = flags
+        if flags.device.type == "cuda":
+            self._host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            self._host.copy_(flags, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def true_places(self) -> list[int]:
+        """Where the flags are true."""
+        if self._event is not None:
+            self._event.synchronize()
+        places: list[int] = self._host.nonzero().flatten().tolist()
+        return places

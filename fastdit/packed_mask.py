@@ -1,0 +1,71 @@
+"""Masks that are kept for long, at one bit per (query tile, key tile)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from fastdit_kernels import BlockMask, TileLayout
+
+
+@dataclass(eq=False)
+class PackedMask:
+    """A `BlockMask` as bits: an eighth of its boolean table, a thirty-second of a list with a slot for every tile.
+
+    Args:
+        bits: uint8 `[B, H, NQ, ceil(T / 8)]` over the `T` tiles of all levels, lowest bit first.
+        q_layout: Query tiles.
+        kv_layout: Key tiles, all levels.
+    """
+
+    bits: torch.Tensor
+    q_layout: TileLayout
+    kv_layout: TileLayout
+
+    @classmethod
+    def pack(cls, mask: BlockMask, batch: int, heads: int) -> PackedMask:
+        """Pack a mask, with its batch and head sizes spelled out."""
+        keep = mask.to_dense().expand(batch, heads, -1, -1)
+        return cls(_pack(keep), mask.q_layout, mask.kv_layout)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Batch, heads, query tiles, bytes."""
+        return self.bits.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return self.bits.numel()
+
+    def unpack(self) -> BlockMask:
+        """The mask, its rows listing tiles in ascending order."""
+        places = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
+        keep = (self.bits.unsqueeze(-1) >> places) & 1
+        return BlockMask.from_dense(
+            keep.flatten(-2)[..., : self.kv_layout.total_tiles].bool(),
+            q_len=self.q_layout.segments,
+            kv_len=self.kv_layout.segments,
+            q_tile=self.q_layout.tile,
+            kv_tile=self.kv_layout.tile,
+            num_levels=self.kv_layout.num_levels,
+        )
+
+    def replace_heads(self, heads: torch.Tensor, mask: BlockMask) -> None:
+        """Exchange some heads.
+
+        Args:
+            heads: int64 `[N]`.
+            mask: Their new mask, `N` heads.
+        """
+        keep = mask.to_dense().expand(self.bits.shape[0], len(heads), -1, -1)
+        self.bits.index_copy_(1, heads, _pack(keep))
+
+
+def _pack(keep: torch.Tensor) -> torch.Tensor:
+    padded = functional.pad(keep, (0, -keep.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    weights = 2 ** torch.arange(8, dtype=torch.int16, device=keep.device)
+    bits: torch.Tensor = (padded * weights).sum(-1, dtype=torch.int16)
+    return bits.to(torch.uint8)

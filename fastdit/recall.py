@@ -1,0 +1,91 @@
+"""Recall of a mask: the share of the true softmax mass that lies on tokens it keeps."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    block_mass,
+    block_sparse_attention,
+    sampled_mass,
+    stratified_rows,
+)
+
+
+def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    """Recall over all query rows; costs about two dense passes over the scores.
+
+    A pooled tile counts as kept: its tokens are represented, if only by their mean.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        mask: What is kept.
+
+    Returns:
+        `[B, H]`, mean over query rows, fp32 (fp64 for fp64 input).
+    """
+    q_layout = mask.q_layout
+    kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
+    full = torch.ones(1, 1, q_layout.num_tiles, kv_layout.num_tiles, dtype=torch.bool, device=query.device)
+    dense = BlockMask.from_dense(
+        full, q_len=q_layout.segments, kv_len=kv_layout.segments, q_tile=q_layout.tile, kv_tile=kv_layout.tile
+    )
+    # The output is not needed: keys stand in for the values.
+    _, lse = block_sparse_attention(query, key, key, dense, return_lse=True)
+    mass = block_mass(query, key, lse, q_layout, kv_layout, reduction="sum")
+    return (mass * covered_tiles(mask)).sum((2, 3)) / q_layout.length
+
+
+def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tiles: int, rows: int) -> torch.Tensor:
+    """Recall over a few query rows against all keys, exact for these rows.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        mask: What is kept.
+        tiles: Query tiles to sample, from the middle of equal parts of the first segment (the video); text rows keep
+            everything.
+        rows: Rows to sample of each, from the middle of equal parts of the tile.
+
+    Returns:
+        `[B, H]`, mean over the sampled rows, fp32 (fp64 for fp64 input).
+    """
+    available = mask.q_layout.segment_tiles(0)[0]
+    number = min(tiles, available)
+    chosen = (2 * torch.arange(number, device=query.device) + 1) * available // (2 * number)
+    sampled = stratified_rows(mask.q_layout, rows, query.device).view(-1, rows)[chosen].flatten()
+    kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
+    mass = sampled_mass(query.index_select(2, sampled), key, kv_layout, q_samples=rows)
+    part = BlockMask(
+        mask.indices.index_select(2, chosen),
+        mask.counts.index_select(2, chosen),
+        TileLayout((number * rows,), rows),
+        mask.kv_layout,
+    )
+    return (mass * covered_tiles(part)).sum(3).mean(2)
+
+
+def covered_tiles(mask: BlockMask) -> torch.Tensor:
+    """Level-0 key tiles whose tokens a query tile represents at any level.
+
+    Exact, because a tile of level `l` covers `2**l` tiles of level 0 from a boundary on.
+
+    Returns:
+        bool `[B, H, NQ, NK]`.
+    """
+    keep, layout = mask.to_dense(), mask.kv_layout
+    if layout.num_levels == 1:
+        return keep
+    columns = []
+    for segment, tiles in enumerate(layout.segment_tiles(0)):
+        covered = keep.new_zeros((*keep.shape[:3], tiles))
+        for level in range(layout.num_levels):
+            counts = layout.segment_tiles(level)
+            first = layout.level_offset(level) + sum(counts[:segment])
+            part = keep[..., first : first + counts[segment]]
+            covered |= part.repeat_interleave(1 << level, dim=-1)[..., :tiles]
+        columns.append(covered)
+    return torch.cat(columns, -1)
