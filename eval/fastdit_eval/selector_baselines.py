@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fastdit.orders import ORDER_NAMES
 from fastdit_eval.selector_task import Answer, OrderedTokens, Selector, SelectorTask
-from fastdit_kernels import BlockMask, TileLayout, select_tiles, stratified_rows, tile_means
+from fastdit_kernels import BlockMask, TileLayout, gather_tokens, select_tiles, stratified_rows, tile_means
 
 SPARGE_GATES = (0.6, 0.4, 0.2, 0.0, -1.0)
 SVG_SAMPLED_ROWS = 64
@@ -25,7 +25,13 @@ PSA_LEVELS = 4
 
 
 def _same_order(mask: BlockMask, tokens: OrderedTokens) -> Answer:
-    return Answer(mask, tokens.order, tokens.order)
+    return Answer(mask, tokens.order, tokens.key, tokens.value)
+
+
+def _own_orders(task: SelectorTask, keep: torch.Tensor, order: torch.Tensor) -> Answer:
+    """An answer with a token order for each head, `[H, S]`."""
+    heads = task.heads
+    return Answer(task.mask(keep), order, gather_tokens(heads.key, order), gather_tokens(heads.value, order))
 
 
 def uniform_random(task: SelectorTask, knob: float, _: float) -> Answer:
@@ -48,7 +54,8 @@ def oracle(task: SelectorTask, knob: float, _: float) -> Answer:
         orders.append(task.ordered(name).order)
     best = torch.stack(recalls).argmax(0)[0]
     order = torch.stack(orders)[best]
-    return Answer(task.mask(torch.stack(keeps)[best, :, torch.arange(len(best))].transpose(0, 1)), order, order)
+    keep = torch.stack(keeps)[best, :, torch.arange(len(best))].transpose(0, 1)
+    return _own_orders(task, keep, order)
 
 
 def sparge_top_k(task: SelectorTask, knob: float, _: float) -> Answer:
@@ -68,14 +75,14 @@ def sparge_cdf(task: SelectorTask, knob: float, density: float) -> Answer:
     the first value that leaves half of the density to the choice, which is what the authors' tuner searches for.
     """
     tokens = task.ordered("gilbert")
-    key = tokens.key - tokens.key.mean(2, keepdim=True)
-    alike_q = tile_means(F.normalize(tokens.query, dim=-1), task.q_layout).square().sum(-1)
-    alike_k = tile_means(F.normalize(key, dim=-1), task.kv_layout).square().sum(-1)
+    alike_q = task.once("alike queries", lambda: _mean_cosine(tokens.query, task.q_layout))
+    centred = tokens.key - tokens.key.mean(2, keepdim=True)
+    alike_k = task.once("alike keys", lambda: _mean_cosine(centred, task.kv_layout))
     for gate in SPARGE_GATES:
         kept = (alike_q < gate).unsqueeze(-1) | (alike_k < gate).unsqueeze(-2)
         if kept.float().mean() <= density / 2:
             break
-    scores = _pooled_scores(tokens, task, alike_k < gate)
+    scores = task.once(f"gated scores {gate}", lambda: _pooled_scores(tokens, task, alike_k < gate))
     return _same_order(
         task.mask(
             kept
@@ -85,6 +92,10 @@ def sparge_cdf(task: SelectorTask, knob: float, density: float) -> Answer:
         ),
         tokens,
     )
+
+
+def _mean_cosine(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+    return tile_means(F.normalize(x, dim=-1), layout).square().sum(-1)
 
 
 def _pooled_scores(tokens: OrderedTokens, task: SelectorTask, left_out: torch.Tensor | None = None) -> torch.Tensor:
@@ -126,7 +137,7 @@ def svg1(task: SelectorTask, knob: float, density: float) -> Answer:
         orders.append(order)
     best = torch.stack(errors).argmin(0)
     order = torch.stack(orders)[best]
-    return Answer(task.mask(torch.stack(keeps)[best].unsqueeze(0)), order, order)
+    return _own_orders(task, torch.stack(keeps)[best].unsqueeze(0), order)
 
 
 def radial(task: SelectorTask, knob: float, _: float) -> Answer:
@@ -157,8 +168,13 @@ def radial(task: SelectorTask, knob: float, _: float) -> Answer:
 def xattention(task: SelectorTask, knob: float, _: float) -> Answer:
     """Tokens folded by the stride along antidiagonals, one softmax over the folded keys, sums per block, cumulative."""
     tokens = task.ordered("raster")
-    stride = XATTENTION_STRIDE
-    length = task.grid.length
+    scores = task.once("antidiagonals", lambda: _antidiagonal_scores(tokens, task))
+    mask = select_tiles(scores, task.q_layout, task.kv_layout, top_p=knob, min_tiles=1, max_tiles=scores.shape[-1])
+    return _same_order(mask, tokens)
+
+
+def _antidiagonal_scores(tokens: OrderedTokens, task: SelectorTask) -> torch.Tensor:
+    stride, length = XATTENTION_STRIDE, task.grid.length
     folded = []
     for x, layout, flip in ((tokens.query, task.q_layout, True), (tokens.key, task.kv_layout, False)):
         groups = F.pad(x, (0, 0, 0, layout.num_tiles * layout.tile - length)).unflatten(2, (-1, stride))
@@ -167,9 +183,8 @@ def xattention(task: SelectorTask, knob: float, _: float) -> Answer:
     empty = torch.arange(logits.shape[-1]) * stride >= length
     mass = logits.masked_fill(empty, -math.inf).softmax(-1)
     mass = mass.unflatten(3, (-1, task.kv_tile // stride)).sum(4)
-    scores = mass.unflatten(2, (-1, task.q_tile // stride)).mean(3)
-    mask = select_tiles(scores, task.q_layout, task.kv_layout, top_p=knob, min_tiles=1, max_tiles=scores.shape[-1])
-    return _same_order(mask, tokens)
+    scores: torch.Tensor = mass.unflatten(2, (-1, task.q_tile // stride)).mean(3)
+    return scores
 
 
 def psa(task: SelectorTask, knob: float, _: float) -> Answer:
@@ -180,7 +195,8 @@ def psa(task: SelectorTask, knob: float, _: float) -> Answer:
     """
     tokens = task.ordered("gilbert")
     blocks, fine = task.kv_layout, TileLayout(task.grid.segments, task.kv_tile >> (PSA_LEVELS - 1), PSA_LEVELS)
-    rank = _psa_importance(tokens, task).argsort(-1, descending=True).argsort(-1)
+    importance = task.once("importance", lambda: _psa_importance(tokens, task))
+    rank = importance.argsort(-1, descending=True).argsort(-1)
     levels = torch.full(rank.shape, -1)
     first = 0.0
     for level, share in PSA_SHARES:
@@ -205,7 +221,8 @@ def _psa_importance(tokens: OrderedTokens, task: SelectorTask) -> torch.Tensor:
     key = tokens.key.index_select(2, stratified_rows(task.kv_layout, kv_samples))
     logits = query @ key.mT / math.sqrt(query.shape[-1])
     best = logits.unflatten(3, (-1, kv_samples)).amax(4)
-    return (best - best.amax(-1, keepdim=True)).exp().unflatten(2, (-1, q_samples)).amax(3)
+    importance: torch.Tensor = (best - best.amax(-1, keepdim=True)).exp().unflatten(2, (-1, q_samples)).amax(3)
+    return importance
 
 
 BASELINES = (

@@ -77,12 +77,12 @@ def measure(task: SelectorTask, selector: Selector, density: float, repeats: int
     """One entry of the report: a selector on one group at one density."""
     target = task.tiles_at(density) / task.kv_layout.num_tiles
     knob = target if selector.knob is None else bisect_knob(task, selector, target)
-    answer = selector.select(task, knob, target)
-    runs: dict[str, Callable[[], object]] = {
-        "select": partial(selector.select, task, knob, target),
-        "dense": task.dense,
-    }
+    select = partial(selector.select, task, knob, target)
+    answer = select()
+    runs: dict[str, Callable[[], object]] = {"select": select, "dense": task.dense}
+    task.is_timed = True
     times = time_together(runs, repeats, torch.device("cpu"))
+    task.is_timed = False
     seconds = statistics.median(times["select"])
     dense_seconds = statistics.median(times["dense"])
     used = answer.mask.density()
@@ -113,6 +113,8 @@ def bisect_knob(task: SelectorTask, selector: Selector, target: float) -> float:
 
     if fits(high):
         return high
+    if not fits(low):
+        return low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -123,15 +125,14 @@ def _quality(task: SelectorTask, answer: Answer) -> dict[str, Any]:
     """Error and recall of an answer against exact attention."""
     heads, (exact, exact_lse) = task.heads, task.exact
     query = gather_tokens(heads.query, answer.q_order)
-    key, value = (gather_tokens(x, answer.kv_order) for x in (heads.key, heads.value))
-    out, lse = block_sparse_attention(query, key, value, answer.mask, return_lse=True)
+    out, lse = block_sparse_attention(query, answer.key, answer.value, answer.mask, return_lse=True)
     difference = scatter_tokens(out, answer.q_order) - exact
     error = (difference.norm(dim=-1) / exact.norm(dim=-1)).mean(2)[0]
     ordered_lse = gather_tokens(exact_lse.unsqueeze(-1), answer.q_order).squeeze(-1)
     if answer.mask.kv_layout.num_levels == 1:
         recall = (lse - ordered_lse).exp().mean()
     else:
-        recall = pooled_recall(query, key, ordered_lse, answer.mask)
+        recall = pooled_recall(query, answer.key, ordered_lse, answer.mask)
     return {
         "error": float(error.mean()),
         "error_by_head": error.tolist(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fastdit.config import METHODS
+from fastdit.config import METHODS, AttentionConfig
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
 
 # Settings of the variants that are compared. "@" marks the field that takes the knob; a method that is not listed here
@@ -16,7 +17,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "adaptive": {"density": "@"},
         "adaptive sampled": {"density": "@", "estimator": "sampled"},
         "adaptive antidiagonal": {"density": "@", "estimator": "antidiagonal"},
-        "adaptive gated": {"density": "@", "min_similarity": 0.2},
+        "adaptive raster": {"density": "@", "order": "raster"},
+        "adaptive raster antidiagonal": {"density": "@", "estimator": "antidiagonal", "order": "raster"},
         "adaptive top-p": {"top_p": "@", "min_density": 0.0, "max_density": 1.0},
     },
 }
@@ -46,7 +48,8 @@ def method_selectors() -> list[Selector]:
 
 def _select(method: str, settings: dict[str, Any], task: SelectorTask, knob: float, _: float) -> Answer:
     given = {field: knob if value == "@" else value for field, value in settings.items()}
-    config = METHODS[method](q_tile=task.q_tile, kv_tile=task.kv_tile, min_tokens=0, **given)
+    make: Callable[..., AttentionConfig] = METHODS[method]
+    config = make(q_tile=task.q_tile, kv_tile=task.kv_tile, min_tokens=0, **given)
     tokens = task.ordered(config.order)
     mask = config.select(tokens.query, tokens.key, tokens.value, task.grid)
-    return Answer(mask, tokens.order, tokens.order)
+    return Answer(mask, tokens.order, tokens.key, tokens.value)

@@ -35,17 +35,19 @@ class OrderedTokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask and the token orders it is meant for, each `[S]`, or `[H, S]` for an order per head.
+    """A mask, and the tokens in the order it is meant for. Queries and keys may be in different orders.
 
     Args:
         mask: Over tiles of the ordered tokens.
-        q_order: Order of the queries, as indices into the model's sequence.
-        kv_order: Order of keys and values, likewise.
+        q_order: Order of the queries as indices into the model's sequence, `[S]`, or `[H, S]` for one per head.
+        key: `[1, H, S, D]` as the mask counts them.
+        value: Likewise.
     """
 
     mask: BlockMask
     q_order: torch.Tensor
-    kv_order: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
 
 
 class SelectorTask:
@@ -66,6 +68,9 @@ class SelectorTask:
         self.heads, self.q_tile, self.kv_tile = heads, q_tile, kv_tile
         self._ordered: dict[str, OrderedTokens] = {}
         self._mass: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, torch.Tensor] = {}
+        # While a selection is timed, nothing of earlier ones may be used.
+        self.is_timed = False
 
     @property
     def grid(self) -> VideoGrid:
@@ -113,6 +118,14 @@ class SelectorTask:
             lse = self.exact[1][..., tokens.order]
             self._mass[name] = block_mass(tokens.query, tokens.key, lse, self.q_layout, self.kv_layout)
         return self._mass[name]
+
+    def once(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What a selector needs at every knob alike, kept while its knob is searched and computed anew when timed."""
+        if self.is_timed:
+            return compute()
+        if name not in self._kept:
+            self._kept[name] = compute()
+        return self._kept[name]
 
     def mask(self, keep: torch.Tensor) -> BlockMask:
         """A mask from a table of tile pairs, bool `[1, H or 1, NQ, NK]`."""

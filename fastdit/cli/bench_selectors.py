@@ -20,7 +20,7 @@ from fastdit.cli.bench_capture import DEFAULT_VIDEO, PROMPTS, capture_calls
 from fastdit.cli.output_folder import staged_output
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
-from fastdit.validation import check_count
+from fastdit.validation import check_choice, check_count
 
 if TYPE_CHECKING:
     from fastdit_eval.attention_heads import AttentionHeads
@@ -38,6 +38,7 @@ def selectors(
     captured: Path | None = None,
     recapture: bool = False,
     model: str = "tiny",
+    families: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     grid: tuple[int, int, int] | None = None,
     tiles: tuple[int, int] | None = None,
     repeats: int | None = None,
@@ -55,6 +56,7 @@ def selectors(
         captured: Use heads from a file of `fastdit bench capture`.
         recapture: Run the model now and use its heads.
         model: What to recapture: "tiny", a Diffusers folder, or a Hub id.
+        families: Families of synthetic heads; default all.
         grid: Latent frames, token rows and token columns of the synthetic heads.
         tiles: Rows of query tiles and of key tiles.
         repeats: Timed runs of each selection; the median counts.
@@ -71,13 +73,13 @@ def selectors(
     q_tile, kv_tile = tiles or (QUICK_TILES if quick else FULL_TILES)
     if min(q_tile, kv_tile) < 8 or q_tile % 8 or kv_tile % 8:
         raise ConfigError(f"tiles={(q_tile, kv_tile)}: accepted are multiples of 8")
-    if sum((captured is not None, recapture, check or grid is not None)) > 1:
-        raise ConfigError("--captured, --recapture and --check or --grid exclude each other: give one of them")
+    if sum((captured is not None, recapture, check or grid is not None or bool(families))) > 1:
+        raise ConfigError("--captured, --recapture and the options of synthetic heads exclude each other: give one")
     torch.set_num_threads(threads)
     if captured is not None or recapture:
         groups = _captured(captured, model)
     else:
-        groups = _synthetic(grid or (QUICK_GRID if quick else FULL_GRID), check, 1 if quick else 2)
+        groups = _synthetic(families, grid or (QUICK_GRID if quick else FULL_GRID), check, 1 if quick else 2)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("selectors", total=None)
 
@@ -102,13 +104,17 @@ def selectors(
         _print_tables(report)
 
 
-def _synthetic(grid: tuple[int, int, int], check: bool, count: int) -> list[Callable[[], AttentionHeads]]:
+def _synthetic(
+    families: tuple[str, ...], grid: tuple[int, int, int], check: bool, count: int
+) -> list[Callable[[], AttentionHeads]]:
     from fastdit_eval.attention_heads import CHECK_SEEDS, FAMILIES, SEEDS, make_heads
 
+    for name in families:
+        check_choice("families", name, FAMILIES)
     frames, height, width = grid
     shape = VideoGrid(frames=frames, height=height, width=width)
     seeds = (CHECK_SEEDS if check else SEEDS)[:count]
-    return [partial(make_heads, name, shape, seeds=seeds) for name in FAMILIES]
+    return [partial(make_heads, name, shape, seeds=seeds) for name in families or FAMILIES]
 
 
 def _captured(path: Path | None, model: str) -> list[Callable[[], AttentionHeads]]:

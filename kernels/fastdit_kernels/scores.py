@@ -118,7 +118,8 @@ def _folded(x: torch.Tensor, layout: TileLayout, stride: int) -> torch.Tensor:
     if layout.tile % stride:
         raise InvalidInputError(f"stride={stride} and tiles of {layout.tile} rows: the stride must divide both tiles")
     whole = x if layout.is_exact else x.index_select(2, stratified_rows(layout, layout.tile, x.device))
-    return whole.unflatten(2, (-1, stride))
+    runs: torch.Tensor = whole.unflatten(2, (-1, stride))
+    return runs
 
 
 def tile_means(x: torch.Tensor, layout: TileLayout, *, implementation: str = "auto") -> torch.Tensor:

@@ -7,20 +7,19 @@ import torch
 from fastdit import VideoGrid
 from fastdit.capture import CapturedCall, save_calls
 from fastdit.cli import main
-from fastdit_eval.attention_heads import FAMILIES
 
 SMALL = ["bench", "selectors", "--quick", "--tiles", "16", "8"]
 
 
 def test_it_writes_figures_and_a_picture_of_synthetic_heads(tmp_path, capsys):
-    words = [*SMALL, "--grid", "3", "5", "6", "--json", "--output", str(tmp_path)]
+    words = [*SMALL, "--families", "frame", "local", "--grid", "3", "5", "6", "--json", "--output", str(tmp_path)]
     assert main(words) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "selectors.json").read_text()) == printed
-    assert list(printed["groups"]) == list(FAMILIES)
+    assert list(printed["groups"]) == ["frame", "local"]
     names = {selector["name"] for selector in printed["selectors"]}
     assert {"adaptive", "oracle", "random", "PSA"} <= names
-    assert len(printed["cases"]) == len(FAMILIES) * len(names) * 3
+    assert len(printed["cases"]) == 2 * len(names) * 3
     assert iio.imread(tmp_path / "selectors.png").std() > 5
 
 
@@ -42,6 +41,7 @@ def test_it_compares_captured_heads_and_prints_tables(tmp_path, capsys):
         (["--recapture", "--check"], "exclude each other"),
         (["--tiles", "60", "30"], "multiples of 8"),
         (["--repeats", "0"], "repeats=0"),
+        (["--families", "odd"], "'local', 'temporal'"),
         (["--captured", "missing.pt"], "missing.pt"),
     ],
 )
