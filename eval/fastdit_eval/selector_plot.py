@@ -17,7 +17,8 @@ def draw_selector_bench(report: dict[str, Any], path: Path) -> None:
     """Write a PNG: mean relative output error over measured density, both logarithmic.
 
     Own methods are full lines, baselines dashed ones, the oracle black. The first panel is the mean over groups, at
-    the density asked for, where a selector reached it in every group.
+    the density asked for, where a selector reached it in every group. Answers far from all densities asked for are
+    left out of the picture.
 
     Args:
         report: What `selector_bench.run_selector_bench` returns.
@@ -26,22 +27,25 @@ def draw_selector_bench(report: dict[str, Any], path: Path) -> None:
     groups = list(report["groups"])
     columns = min(COLUMNS, len(groups) + 1)
     rows = -(-(len(groups) + 1) // columns)
-    figure = Figure(figsize=(3.4 * columns + 2.2, 3.1 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten().tolist()
+    figure = Figure(figsize=(3.5 * columns + 2.2, 3.1 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
     styles = _styles(report["selectors"])
+    asked = report["settings"]["densities"]
+    limits = (min(asked) * 0.75, max(asked) * 1.25)
     for selector in report["selectors"]:
         name = selector["name"]
         means = [(float(asked), error) for asked, error in report["mean_error"][name].items() if error is not None]
         _draw_line(axes[0], means, styles[name])
         for axis, group in zip(axes[1:], groups, strict=False):
             cases = [case for case in report["cases"] if case["selector"] == name and case["group"] == group]
-            _draw_line(axis, [(case["density"], case["error"]) for case in cases], styles[name])
+            points = [(case["density"], case["error"]) for case in cases]
+            _draw_line(axis, [point for point in points if limits[0] <= point[0] <= limits[1]], styles[name])
     for axis, title in zip(axes, ["mean of groups", *groups], strict=False):
         axis.set_title(title, fontsize=10)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xlim(*limits)
         axis.grid(alpha=0.3)
-    asked = report["settings"]["densities"]
     axes[0].set_xticks(asked, [f"{density:g}" for density in asked], minor=False)
     axes[0].set_xticks([], minor=True)
     for axis in axes[len(groups) + 1 :]:

@@ -156,14 +156,22 @@ def _mean_table(report: dict[str, Any], asked: list[float]) -> Table:
 
 
 def _group_table(report: dict[str, Any], density: float) -> Table:
-    """Error of every selector in every group at one density."""
-    groups = list(report["groups"])
-    table = Table("selector", *groups, title=f"relative error at density {density:g}")
-    for selector in report["selectors"]:
-        found = {
-            case["group"]: f"{case['error']:.3f}" if case["reached"] else "-"
-            for case in report["cases"]
-            if case["selector"] == selector["name"] and case["asked"] == density
-        }
-        table.add_row(selector["name"], *(found[group] for group in groups), style=KIND_STYLE[selector["kind"]])
+    """The best of our methods and of the baselines in every group at one density."""
+    columns = ("heads", "best of ours", "error", "best baseline", "error", "ours / theirs", "oracle")
+    table = Table(*columns, title=f"relative error at density {density:g}")
+    for group in report["groups"]:
+        cases = [case for case in report["cases"] if (case["group"], case["asked"]) == (group, density)]
+        ours, baseline, oracle = (_best(cases, kind) for kind in ("ours", "baseline", "oracle"))
+        ratio = "-" if ours is None or baseline is None else f"{ours['error'] / baseline['error']:.2f}"
+        table.add_row(group, *_named(ours), *_named(baseline), ratio, _named(oracle)[1])
     return table
+
+
+def _best(cases: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The case of the least error among those that reached the density."""
+    found = [case for case in cases if case["kind"] == kind and case["reached"]]
+    return min(found, key=lambda case: float(case["error"]), default=None)
+
+
+def _named(case: dict[str, Any] | None) -> tuple[str, str]:
+    return ("-", "-") if case is None else (case["selector"], f"{case['error']:.3f}")

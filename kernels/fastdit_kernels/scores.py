@@ -76,8 +76,8 @@ def tile_scores(
         queries = _folded(query, q_layout, stride).flip(3).flatten(3)
         keys = _folded(key, kv_layout, stride).flatten(3)
         scale /= stride
-        # A folded row is `stride` times as wide as a head: too wide for the registers of the Triton kernel.
-        implementation = "torch" if implementation == "auto" else implementation
+        runs_triton(implementation, query, "antidiagonal scores have no Triton kernel")
+        implementation = "torch"
     elif estimator == "mean":
         q_samples = kv_samples = 1
         queries = tile_means(query, q_layout, implementation=implementation)
