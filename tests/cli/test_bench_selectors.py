@@ -33,7 +33,7 @@ def test_it_compares_captured_heads_and_prints_tables(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "layer 5" in printed
     assert "SVG1" in printed
-    assert "best baseline" in printed
+    assert "theirs" in printed
 
 
 @pytest.mark.parametrize(
