@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -18,7 +18,7 @@ from fastdit.api import find_transformers
 from fastdit.config import AdaptiveConfig
 from fastdit.errors import AlreadyEnabledError
 from fastdit.grid import VideoGrid
-from fastdit.session import LayerSlot, Session
+from fastdit.session import ForwardState, LayerSlot, Session
 from fastdit.validation import check_count
 
 
@@ -118,18 +118,7 @@ class ProbeSlot(LayerSlot):
         """Measure, then dense attention: `[B, S, H, D]` in and out."""
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        measured = view_attention(query, key, forward.grid, self.probe.rows, self.probe.block)
-        self.probe.views.append(
-            LayerView(
-                transformer=self.transformer,
-                layer=self.layer,
-                name=self.name,
-                step=forward.tick.step,
-                branch=str(forward.tick.branch),
-                grid=forward.grid,
-                **measured,
-            )
-        )
+        self.probe.measure(self, forward, query, key, value)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         return out.transpose(1, 2)
@@ -154,17 +143,34 @@ class AttentionProbe:
             check_count(name, value, 1)
         self.rows, self.block = rows, block
         self.views: list[LayerView] = []
-        self._steps = frozenset(steps)
+        self.steps = frozenset(steps)
         self._pipe = pipe
         self._session: Session | None = None
 
     def wants(self, transformer: int, layer: int, step: int) -> bool:
         """Whether a call is to be measured: its step is chosen, and no other branch of it was measured."""
-        if step not in self._steps:
+        if step not in self.steps:
             return False
         return not any((view.transformer, view.layer, view.step) == (transformer, layer, step) for view in self.views)
 
-    def __enter__(self) -> AttentionProbe:
+    def measure(
+        self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Note one call that is wanted; all tensors are `[B, S, H, D]`."""
+        measured = view_attention(query, key, forward.grid, self.rows, self.block)
+        self.views.append(
+            LayerView(
+                transformer=slot.transformer,
+                layer=slot.layer,
+                name=slot.name,
+                step=forward.tick.step,
+                branch=str(forward.tick.branch),
+                grid=forward.grid,
+                **measured,
+            )
+        )
+
+    def __enter__(self) -> Self:
         found = [(name, module, find_adapter(module)) for name, module in find_transformers(self._pipe)]
         self._session = session = Session(AdaptiveConfig(min_tokens=0), self._pipe)
         try:

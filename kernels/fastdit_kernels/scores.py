@@ -20,9 +20,10 @@ def tile_scores(
     q_layout: TileLayout,
     kv_layout: TileLayout,
     *,
-    estimator: Literal["mean", "sampled"] = "mean",
+    estimator: Literal["mean", "sampled", "antidiagonal"] = "mean",
     q_samples: int = 4,
     kv_samples: int = 4,
+    stride: int = 8,
     scale: float | None = None,
     implementation: str = "auto",
 ) -> torch.Tensor:
@@ -35,15 +36,19 @@ def tile_scores(
     `"mean"`: one representative, the mean of the tile, as in Video-BLADE's ASA and SpargeAttn. It sees no peaks.
     `"sampled"`: `m` tokens, one from the middle of each of `m` equal parts of the tile. A ragged tile is divided the
     same way. Exact when every token of every tile is a sample.
+    `"antidiagonal"`: runs of `stride` tokens; the score of two runs is the mean of `q_(stride-1-i) . k_i` over `i`, as
+    in XAttention. It sees every row, column and diagonal of a tile, at `1 / stride` of the cost of all scores. A ragged
+    tile is stretched to full length by repeating tokens. Its products are made with plain matrix products.
 
     Args:
         query: `[B, H, Sq, D]` in tile order.
         key: `[B, H, Skv, D]` in tile order.
         q_layout: Query tiles.
         kv_layout: Key tiles, one level.
-        estimator: `"mean"` or `"sampled"`.
+        estimator: `"mean"`, `"sampled"` or `"antidiagonal"`.
         q_samples: Tokens taken from a query tile by `"sampled"`.
         kv_samples: Tokens taken from a key tile by `"sampled"`.
+        stride: Tokens of a run of `"antidiagonal"`, a divisor of both tile sizes.
         scale: Factor on the scores, default `1 / sqrt(D)`.
         implementation: `"auto"`, `"triton"` or `"torch"`. A named one runs or raises.
 
@@ -59,13 +64,21 @@ def tile_scores(
             f"query is {tuple(query.shape)}, key {tuple(key.shape)} with {kv_layout.num_levels} levels: accepted are "
             f"[B, H, {q_layout.length}, D] and [B, H, {kv_layout.length}, D] with one level"
         )
-    if estimator not in ("mean", "sampled") or q_samples < 1 or kv_samples < 1:
+    if estimator not in ("mean", "sampled", "antidiagonal") or min(q_samples, kv_samples, stride) < 1:
         raise InvalidInputError(
-            f"estimator={estimator!r}, q_samples={q_samples}, kv_samples={kv_samples}: "
-            "accepted are 'mean' or 'sampled', and positive numbers of samples"
+            f"estimator={estimator!r}, q_samples={q_samples}, kv_samples={kv_samples}, stride={stride}: accepted are "
+            "'mean', 'sampled' or 'antidiagonal', and positive numbers"
         )
     tokens = kv_layout.tile_rows(key.device).to(wide_dtype(key.dtype))
-    if estimator == "mean":
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if estimator == "antidiagonal":
+        q_samples, kv_samples = q_layout.tile // stride, kv_layout.tile // stride
+        queries = _folded(query, q_layout, stride).flip(3).flatten(3)
+        keys = _folded(key, kv_layout, stride).flatten(3)
+        scale /= stride
+        runs_triton(implementation, query, "antidiagonal scores have no Triton kernel")
+        implementation = "torch"
+    elif estimator == "mean":
         q_samples = kv_samples = 1
         queries = tile_means(query, q_layout, implementation=implementation)
         keys = tile_means(key, kv_layout, implementation=implementation)
@@ -73,7 +86,6 @@ def tile_scores(
         queries = query.index_select(2, stratified_rows(q_layout, q_samples, query.device))
         keys = key.index_select(2, stratified_rows(kv_layout, kv_samples, key.device))
     weight = (tokens / kv_samples).log().repeat_interleave(kv_samples)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores: torch.Tensor = _representative_mass(queries, keys, weight, q_samples, kv_samples, scale, implementation)
     return scores
 
@@ -143,6 +155,15 @@ def stratified_rows(layout: TileLayout, samples: int, device: torch.device | Non
         rows.append(start + first + (length - first).clamp(max=layout.tile) * part // (2 * samples))
         start += length
     return torch.cat(rows).flatten()
+
+
+def _folded(x: torch.Tensor, layout: TileLayout, stride: int) -> torch.Tensor:
+    """Runs of `stride` tokens, ragged tiles stretched to full length: `[B, H, tokens / stride, stride, D]`."""
+    if layout.tile % stride:
+        raise InvalidInputError(f"stride={stride} and tiles of {layout.tile} rows: the stride must divide both tiles")
+    whole = x if layout.is_exact else x.index_select(2, stratified_rows(layout, layout.tile, x.device))
+    runs: torch.Tensor = whole.unflatten(2, (-1, stride))
+    return runs
 
 
 def tile_means(x: torch.Tensor, layout: TileLayout, *, implementation: str = "auto") -> torch.Tensor:

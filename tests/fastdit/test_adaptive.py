@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fastdit import AdaptiveConfig, VideoGrid
+from fastdit import AdaptiveConfig, ConfigError, VideoGrid
+from fastdit.selectors.adaptive import self_similarity
 from fastdit.selectors.own_tiles import own_tiles
 from fastdit_kernels import TileLayout, block_sparse_attention, tile_means, tile_scores
 
@@ -102,3 +103,83 @@ def test_a_planted_block_is_found(rng):
     k[:, :, 224:240, 0] += 6
     mask = make(top_p=0.6, min_density=0, max_density=0.3).select(q, k, k, GRID)
     assert mask.to_dense()[0, 0, 2, 14]
+
+
+def by_top_k(scores, own, count):
+    """The forced tiles and then the heaviest, row by row."""
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    for row in range(scores.shape[2]):
+        for head in range(scores.shape[1]):
+            forced = own[row].nonzero().flatten().tolist()
+            rest = [i for i in scores[0, head, row].argsort(descending=True).tolist() if i not in forced]
+            keep[0, head, row, (forced + rest)[: max(count, len(forced))]] = True
+    return keep
+
+
+@pytest.mark.parametrize(
+    "settings", [{"estimator": "sampled", "samples": 2}, {"estimator": "antidiagonal", "stride": 4}]
+)
+def test_the_named_estimator_ranks_the_tiles(settings, rng):
+    q, k = random_qk(GRID.length, rng)
+    q = q * 3
+    mask = make(density=0.4, **settings).select(q, k, k, GRID)
+    layouts = TileLayout((288,), 32), TileLayout((288,), 16)
+    named = {"estimator": settings["estimator"]}
+    if "samples" in settings:
+        named |= {"q_samples": 2, "kv_samples": 2}
+    else:
+        named |= {"stride": 4}
+    scores = tile_scores(q, k, *layouts, **named)
+    expected = by_top_k(scores, own_tiles(*layouts, q.device), round(0.4 * 18))
+    assert torch.equal(mask.to_dense(), expected)
+    assert not torch.equal(mask.to_dense(), make(density=0.4).select(q, k, k, GRID).to_dense())
+
+
+def test_self_similarity_is_the_mean_cosine_of_pairs(rng):
+    x = torch.randn(1, 2, 37, 5, generator=rng)
+    got = self_similarity(x, TileLayout((30, 7), 8))
+    for number, part in enumerate([*x[:, :, :30].split(8, 2), x[:, :, 30:]]):
+        pairs = torch.nn.functional.cosine_similarity(part.unsqueeze(2), part.unsqueeze(3), dim=-1)
+        torch.testing.assert_close(got[..., number], pairs.mean((2, 3)))
+
+
+def test_tiles_of_unlike_tokens_are_always_kept(rng):
+    direction = torch.randn(16, generator=rng)
+    q, k = (direction + 0.05 * torch.randn(1, 1, 288, 16, generator=rng) for _ in range(2))
+    k = k + 4 * torch.randn(18, 16, generator=rng).repeat_interleave(16, 0)  # tiles differ, their members do not
+    q[:, :, 64:96] = torch.randn(32, 16, generator=rng)
+    k[:, :, 160:176] = 9 * torch.randn(16, 16, generator=rng)
+    plain, gated = (make(density=0.2, min_similarity=gate).select(q, k, k, GRID) for gate in (None, 0.5))
+    gated.validate()
+    expected = plain.to_dense().clone()
+    assert not expected[0, 0, :, 10].all()
+    keep = gated.to_dense()[0, 0]
+    assert keep[2].all()
+    assert keep[:, 10].all()
+    assert (keep.sum(-1)[[row for row in range(9) if row != 2]] < 18).all()
+
+
+def test_unlike_key_tiles_take_no_part_in_the_estimate(rng):
+    q = torch.randn(1, 1, 288, 16, generator=rng)
+    k = torch.randn(18, 16, generator=rng).repeat_interleave(16, 0).view(1, 1, 288, 16)
+    k[:, :, 160:176] = 800 * q.mean(2, keepdim=True) + 80 * torch.randn(16, 16, generator=rng)
+    settings = {"top_p": 0.5, "min_density": 0.0, "max_density": 1.0}
+    q = q.mean(2, keepdim=True) + 0.01 * q
+    gated = make(min_similarity=0.6, **settings).select(q, k, k, GRID).to_dense()[0, 0]
+    layouts = TileLayout((288,), 32), TileLayout((288,), 16)
+    scores = tile_scores(q, k, *layouts)[0, 0]
+    scores[:, 10] = 0
+    scores = scores / scores.sum(-1, keepdim=True)
+    assert gated[:, 10].all()
+    assert (torch.where(gated, scores, 0).sum(-1) >= 0.5 - 1e-5).all()
+
+
+def test_settings_of_the_estimator_are_checked():
+    for settings, message in (
+        ({"estimator": "odd"}, "estimator='odd'"),
+        ({"samples": 0}, "samples=0"),
+        ({"min_similarity": 1.5}, "min_similarity=1.5"),
+        ({"estimator": "antidiagonal", "stride": 12}, "divisor of both"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(**settings)

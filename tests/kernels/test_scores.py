@@ -60,6 +60,52 @@ def test_sampling_every_token_is_exact(rng):
     torch.testing.assert_close(got, exact)
 
 
+def antidiagonal_by_definition(query, key, q_layout, kv_layout, scale, stride):
+    """Antidiagonal means of runs, one pair of runs at a time; ragged tiles stretched by repeating tokens."""
+
+    def runs(x, layout):
+        whole = [sample(part, layout.tile) for part in tiles_of(x.double(), layout)]
+        return [[run[0, 0] for run in part.split(stride, 2)] for part in whole]
+
+    sizes = [part.shape[2] for part in tiles_of(key, kv_layout)]
+    table = []
+    for q_runs in runs(query, q_layout):
+        rows = []
+        for q in q_runs:
+            weights = []
+            for k_runs, size in zip(runs(key, kv_layout), sizes, strict=True):
+                scores = torch.stack([sum(q[stride - 1 - i] @ k[i] for i in range(stride)) / stride for k in k_runs])
+                weights.append((scale * scores).exp().sum() * size / len(k_runs))
+            rows.append(torch.stack(weights) / sum(weights))
+        table.append(torch.stack(rows).mean(0))
+    return torch.stack(table)
+
+
+@pytest.mark.parametrize(("segments", "q_tile", "kv_tile"), [((61,), 16, 8), ((29, 13), 8, 4), ((1,), 4, 4)])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_antidiagonal_scores_match_the_definition(segments, q_tile, kv_tile, stride, rng):
+    q_layout, kv_layout = TileLayout(segments, q_tile), TileLayout(segments, kv_tile)
+    q, k = (torch.randn(1, 1, q_layout.length, 8, generator=rng) for _ in range(2))
+    got = tile_scores(q, k, q_layout, kv_layout, estimator="antidiagonal", stride=stride, scale=0.4)
+    expected = antidiagonal_by_definition(q, k, q_layout, kv_layout, 0.4, stride)
+    torch.testing.assert_close(got[0, 0], expected.float())
+    torch.testing.assert_close(got.sum(-1), torch.ones_like(got[..., 0]))
+
+
+def test_antidiagonals_see_a_diagonal_that_means_do_not():
+    # Within a tile pair the products of equal places are large and all others cancel in the mean.
+    layout = TileLayout((64,), 8)
+    signs = torch.tensor([[1.0, 1], [1, -1]])
+    signs = torch.kron(torch.kron(signs, signs), signs)
+    signs[:, 0] = 0  # the rows then sum to zero
+    q = torch.randn(1, 1, 64, 8, generator=torch.Generator().manual_seed(1)) * 0.01
+    k = q.clone()
+    q[:, :, 8:16] += 3 * signs
+    k[:, :, 40:48] += 3 * signs.flip(0)  # q_(7-i) . k_i is large
+    mean = tile_scores(q, k, layout, layout)[0, 0, 1, 5]
+    assert tile_scores(q, k, layout, layout, estimator="antidiagonal", stride=8)[0, 0, 1, 5] > 3 * mean
+
+
 def test_samples_stay_inside_their_tile():
     layout = TileLayout((21, 2), 8)
     rows = stratified_rows(layout, 4).view(4, 4)
@@ -82,5 +128,7 @@ def test_wrong_inputs_are_refused():
         tile_scores(x, x, layout, layout, estimator="sampled", kv_samples=0)
     with pytest.raises(InvalidInputError, match=r"\[B, H, 8, D\]"):
         tile_means(x[:, :, 1:], layout)
+    with pytest.raises(InvalidInputError, match="stride must divide"):
+        tile_scores(x, x, layout, layout, estimator="antidiagonal", stride=3)
     with pytest.raises(KernelUnavailableError, match="on cpu"):
         tile_scores(x, x, layout, layout, implementation="triton")

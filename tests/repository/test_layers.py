@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "skimage",
         "imageio",
     },
-    "fastdit_eval": {"fastdit", "numpy", "skimage", "matplotlib", "torch"},
+    "fastdit_eval": {"fastdit", "fastdit_kernels", "numpy", "skimage", "matplotlib", "torch"},
     "fastdit_ui": {"fastdit", "fastdit_eval", "gradio"},
 }
 # The command line is the one place that brings the rooms together, and only when a command is called.
@@ -45,7 +45,7 @@ FLOORS = [
     {"clock", "mask_cache", "mask_reuse", "packed_mask", "statistics", "attend", "session", "report"},
     {"adapters"},
     {"api", "sparse_attention"},
-    {"probe"},
+    {"probe", "capture"},
     {"__init__"},
     {"cli"},
 ]

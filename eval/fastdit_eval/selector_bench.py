@@ -1,0 +1,168 @@
+"""The yardstick of selectors: error, recall, density, coverage and cost of each on heads of known structure.
+
+Everything is fp32. The error of a query row is `|o - o*| / |o*|` against dense attention; `error` is its mean over rows
+and heads. `recall` is the share of true softmax mass on tokens that are represented at any level, mean over rows.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from fastdit_eval.attention_heads import AttentionHeads
+from fastdit_eval.selector_baselines import BASELINES
+from fastdit_eval.selector_methods import method_selectors
+from fastdit_eval.selector_task import Answer, Selector, SelectorTask
+from fastdit_kernels import BlockMask, TileLayout, block_mass, block_sparse_attention, gather_tokens, scatter_tokens
+from fastdit_kernels.bench import time_together
+from fastdit_kernels.bench_machine import describe_machine
+
+DENSITIES = (0.05, 0.08, 0.15, 0.3, 0.5)
+BISECTIONS = 14
+# An answer counts for a density if it is at most this much above it.
+TOLERANCE = 1.05
+
+
+def run_selector_bench(
+    groups: Sequence[Callable[[], AttentionHeads]],
+    *,
+    densities: Sequence[float] = DENSITIES,
+    q_tile: int = 128,
+    kv_tile: int = 64,
+    repeats: int = 3,
+    selectors: Sequence[Selector] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure every selector on every group of heads at every density.
+
+    Args:
+        groups: Makers of the heads, one group held in memory at a time.
+        densities: Densities asked for; each is rounded to whole key tiles per row, for all selectors alike.
+        q_tile: Query rows of a tile.
+        kv_tile: Key rows of a tile, a multiple of 8.
+        repeats: Timed runs of each selection; the median counts.
+        selectors: What to measure; default all registered methods and all baselines.
+        progress: Called with cases done, cases in all and the name of the group.
+
+    Returns:
+        Plain data: environment, settings, selectors, and one entry for each group, selector and density.
+    """
+    chosen = [*method_selectors(), *BASELINES] if selectors is None else list(selectors)
+    cases: list[dict[str, Any]] = []
+    shapes = {}
+    total = len(groups) * len(chosen) * len(densities)
+    for make in groups:
+        task = SelectorTask(make(), q_tile, kv_tile)
+        task.prepare()
+        shapes[task.heads.name] = {"shape": list(task.heads.query.shape), "grid": vars(task.grid)}
+        for selector in chosen:
+            if progress is not None:
+                progress(len(cases), total, task.heads.name)
+            cases += [measure(task, selector, density, repeats) for density in densities]
+    return {
+        "environment": describe_machine(torch.device("cpu")),
+        "settings": {"q_tile": q_tile, "kv_tile": kv_tile, "densities": list(densities), "repeats": repeats},
+        "groups": shapes,
+        "selectors": [{"name": s.name, "kind": s.kind, "source": s.source} for s in chosen],
+        "cases": cases,
+        "mean_error": mean_errors(cases),
+    }
+
+
+def measure(task: SelectorTask, selector: Selector, density: float, repeats: int) -> dict[str, Any]:
+    """One entry of the report: a selector on one group at one density."""
+    target = task.tiles_at(density) / task.kv_layout.num_tiles
+    knob = target if selector.knob is None else bisect_knob(task, selector, target)
+    select = partial(selector.select, task, knob, target)
+    answer = select()
+    runs: dict[str, Callable[[], object]] = {"select": select, "dense": task.dense}
+    task.is_timed = True
+    times = time_together(runs, repeats, torch.device("cpu"))
+    task.is_timed = False
+    seconds = statistics.median(times["select"])
+    dense_seconds = statistics.median(times["dense"])
+    used = answer.mask.density()
+    return {
+        "group": task.heads.name,
+        "selector": selector.name,
+        "kind": selector.kind,
+        "asked": density,
+        "target": target,
+        "density": used,
+        "reached": used <= TOLERANCE * target,
+        "knob": knob,
+        **_quality(task, answer),
+        "coverage": answer.mask.coverage(),
+        "select_seconds": seconds,
+        "dense_seconds": dense_seconds,
+        "select_share_of_dense": seconds / dense_seconds,
+    }
+
+
+def bisect_knob(task: SelectorTask, selector: Selector, target: float) -> float:
+    """Largest knob whose density is not above the target; the lower end of the range if none is."""
+    assert selector.knob is not None, "only a knob with a range can be bisected"
+    low, high = selector.knob
+
+    def fits(knob: float) -> bool:
+        return selector.select(task, knob, target).mask.density() <= target * (1 + 1e-6)
+
+    if fits(high):
+        return high
+    if not fits(low):
+        return low
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _quality(task: SelectorTask, answer: Answer) -> dict[str, Any]:
+    """Error and recall of an answer against exact attention."""
+    heads, (exact, exact_lse) = task.heads, task.exact
+    query = gather_tokens(heads.query, answer.q_order)
+    out, lse = block_sparse_attention(query, answer.key, answer.value, answer.mask, return_lse=True)
+    difference = scatter_tokens(out, answer.q_order) - exact
+    error = (difference.norm(dim=-1) / exact.norm(dim=-1)).mean(2)[0]
+    ordered_lse = gather_tokens(exact_lse.unsqueeze(-1), answer.q_order).squeeze(-1)
+    if answer.mask.kv_layout.num_levels == 1:
+        recall = (lse - ordered_lse).exp().mean()
+    else:
+        recall = pooled_recall(query, answer.key, ordered_lse, answer.mask)
+    return {
+        "error": float(error.mean()),
+        "error_by_head": error.tolist(),
+        "error_l2": float(difference.norm() / exact.norm()),
+        "recall": float(recall),
+    }
+
+
+def pooled_recall(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    """Share of the true mass on the tokens that a mask with pooling levels represents, mean over rows."""
+    layout = mask.kv_layout
+    fine = TileLayout(layout.segments, layout.tile)
+    mass = block_mass(query, key, lse, mask.q_layout, fine, reduction="sum")
+    keep, covered = mask.to_dense(), torch.zeros(mass.shape, dtype=torch.bool)
+    for level in range(layout.num_levels):
+        tiles = layout.level_offset(level) + (torch.arange(fine.num_tiles) >> level)
+        covered |= keep[..., tiles]
+    return torch.where(covered, mass, 0).sum() / lse.numel()
+
+
+def mean_errors(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean error over groups by selector and density asked for; `None` where a group's density was not reached."""
+    table: dict[str, dict[str, list[float | None]]] = {}
+    for case in cases:
+        row = table.setdefault(case["selector"], {})
+        row.setdefault(str(case["asked"]), []).append(case["error"] if case["reached"] else None)
+    means: dict[str, dict[str, float | None]] = {}
+    for name, row in table.items():
+        means[name] = {}
+        for density, errors in row.items():
+            known = [error for error in errors if error is not None]
+            means[name][density] = statistics.fmean(known) if len(known) == len(errors) else None
+    return means

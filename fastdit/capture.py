@@ -1,0 +1,112 @@
+"""Queries, keys and values of a dense run, kept for comparing selectors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdit.errors import InvalidInputError, OutputError
+from fastdit.grid import VideoGrid
+from fastdit.probe import AttentionProbe
+from fastdit.session import ForwardState, LayerSlot
+
+FORMAT = "fastdit.attention/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedCall:
+    """One self-attention call, its first batch entry; tensors are on the CPU in the dtype they were computed in.
+
+    Args:
+        transformer: Number of the transformer in the pipeline.
+        layer: Number of the layer.
+        step: Denoising step.
+        branch: CFG branch.
+        grid: Geometry; tokens are in the model's order.
+        query: `[H, S, D]`, after norms and RoPE.
+        key: Likewise.
+        value: Likewise.
+    """
+
+    transformer: int
+    layer: int
+    step: int
+    branch: str
+    grid: VideoGrid
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class AttentionCapture(AttentionProbe):
+    """Context manager that keeps the tensors of chosen layers and steps; the pipeline is restored on exit.
+
+    Args:
+        pipe: A pipeline that is not enabled.
+        steps: Denoising steps; the first CFG branch called in a step is kept.
+        layers: Layers to keep; `None` keeps all.
+    """
+
+    def __init__(self, pipe: Any, steps: Collection[int], layers: Collection[int] | None = None) -> None:
+        super().__init__(pipe, steps)
+        self.calls: list[CapturedCall] = []
+        self._layers = None if layers is None else frozenset(layers)
+
+    def wants(self, transformer: int, layer: int, step: int) -> bool:
+        """Whether a call is to be kept: its step and layer are chosen, and no other branch of it was kept."""
+        if step not in self.steps or (self._layers is not None and layer not in self._layers):
+            return False
+        return not any((call.transformer, call.layer, call.step) == (transformer, layer, step) for call in self.calls)
+
+    def measure(
+        self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Keep the first batch entry of `[B, S, H, D]`."""
+        tensors = (x[0].transpose(0, 1).detach().cpu().contiguous() for x in (query, key, value))
+        self.calls.append(
+            CapturedCall(
+                transformer=slot.transformer,
+                layer=slot.layer,
+                step=forward.tick.step,
+                branch=str(forward.tick.branch),
+                grid=forward.grid,
+                **dict(zip(("query", "key", "value"), tensors, strict=True)),
+            )
+        )
+
+
+def save_calls(calls: Collection[CapturedCall], path: Path) -> None:
+    """Write captured calls to one file that `torch.load(weights_only=True)` reads.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    entries = [{**vars(call), "grid": vars(call.grid)} for call in calls]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"format": FORMAT, "calls": entries}, path)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"output {str(path)!r} cannot be written: {error}") from error
+
+
+def load_calls(path: Path) -> list[CapturedCall]:
+    """Read what `save_calls` wrote.
+
+    Raises:
+        InvalidInputError: The file is missing, or holds something else.
+    """
+    try:
+        data = torch.load(path, weights_only=True)
+        if data["format"] != FORMAT:
+            raise KeyError("format")
+        return [CapturedCall(**{**entry, "grid": VideoGrid(**entry["grid"])}) for entry in data["calls"]]
+    except OSError as error:
+        raise InvalidInputError(f"captured {str(path)!r} cannot be read: {error.strerror}") from error
+    except Exception as error:
+        raise InvalidInputError(
+            f"captured {str(path)!r} is no file of captured attention: make one with `fastdit bench capture`"
+        ) from error
