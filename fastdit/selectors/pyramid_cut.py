@@ -17,9 +17,13 @@ INF = float("inf")
 
 
 def optimal_cut(
-    use_error: Sequence[torch.Tensor], drop_error: Sequence[torch.Tensor], budget: torch.Tensor, max_budget: int
+    use_error: Sequence[torch.Tensor],
+    drop_error: Sequence[torch.Tensor],
+    budget: torch.Tensor,
+    max_budget: int,
+    min_nodes: int = 0,
 ) -> list[torch.Tensor]:
-    """Least sum of errors over cuts of at most `budget` nodes: `error[n, 0] = min(drop_n, error[left, 0] + ...)`.
+    """The cut of at most `budget` nodes with the least sum of errors, for each tree.
 
     With `error[n, k]` the least error of the leaves under node `n` if `k` nodes are used there:
 
@@ -34,13 +38,14 @@ def optimal_cut(
         drop_error: Per level, error of dropping all leaves of a node; inf forbids it.
         budget: Most nodes of each tree, int64 `[N]`. A tree that cannot be cut within it must not be given.
         max_budget: At least the largest `budget`; known on the host.
+        min_nodes: Least nodes of each tree, at most `budget`.
 
     Returns:
         Per level bool `[N, n_l]`: the nodes of the cut.
     """
     tables = _tables(use_error, drop_error, max_budget)
     counts = torch.arange(len(tables[-1]), device=budget.device).unsqueeze(1)
-    root = tables[-1].squeeze(2).masked_fill(counts > budget, INF)
+    root = tables[-1].squeeze(2).masked_fill((counts > budget) | (counts < min_nodes), INF)
     granted = root.argmin(0).unsqueeze(1)
     cut: list[torch.Tensor] = []
     for level in range(len(tables) - 1, -1, -1):
