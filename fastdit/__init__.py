@@ -2,7 +2,7 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig, PyramidConfig
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -32,6 +32,7 @@ __all__ = [
     "NotEnabledError",
     "OutputError",
     "PipelineAdapter",
+    "PyramidConfig",
     "Schedule",
     "Session",
     "UnsupportedModelError",

@@ -86,7 +86,17 @@ class LayerSlot:
         """
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        out, mask = sparse_step(query, key, value, forward.grid, self.session.config, self.session.cache)
+        session = self.session
+        out, mask = sparse_step(
+            query,
+            key,
+            value,
+            forward.grid,
+            session.config,
+            session.cache,
+            memory=session.run_memory,
+            site=(self.transformer, self.layer),
+        )
         batch, length, heads, _ = query.shape
         self._record(forward, None, batch * heads * length**2, mask.kept_pairs().sum(0))
         return out
@@ -108,6 +118,8 @@ class Session:
         self.config = config
         self.clock = RunClock(pipe)
         self.cache = MaskCache()
+        # What is settled once per run, such as the key order of each head.
+        self.run_memory = MaskCache()
         self.stats = RunStatistics()
         self.slots: list[LayerSlot] = []
         self.transformer_names: list[str] = []
@@ -128,6 +140,8 @@ class Session:
         """
         self._forwards.pop(transformer, None)
         tick = self.clock.begin_forward(transformer)
+        if tick.run != self.stats.run:
+            self.run_memory.clear()
         self.stats.begin(tick.run)
         reason: str | None = None
         if grid.length < self.config.min_tokens:
@@ -144,6 +158,7 @@ class Session:
         """Note the end of a pipeline call; statistics stay readable until the next one begins."""
         self.clock.end_run()
         self._forwards.clear()
+        self.run_memory.clear()
 
     def reset(self) -> None:
         """Forget the run in progress, e.g. between runs of a bare transformer without a scheduler."""
@@ -162,6 +177,7 @@ class Session:
             raise NotEnabledError("this session is closed already")
         self._closed = True
         self.cache.clear()
+        self.run_memory.clear()
         self._forwards.clear()
         self._undo.close()
 

@@ -69,10 +69,11 @@ class SparseOptions:
         top_p: Share of the estimated attention mass to keep per query tile.
         min_density: Least share of key tiles per query tile.
         max_density: Largest share of key tiles per query tile.
-        density: Fixed share of key tiles, instead of the three above.
+        density: Share of key tiles; fixes it for adaptive, instead of the three above.
+        num_levels: Pooling levels of pyramid, level 0 included.
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
-        order: Token order: gilbert, raster or space_major.
+        order: Token order: gilbert, raster or space_major; for pyramid that of the keys, also score or auto.
         min_tokens: Shorter sequences stay dense.
         implementation: Kernel: auto, triton, flex, torch or reference.
     """
@@ -81,6 +82,7 @@ class SparseOptions:
     min_density: float | None = None
     max_density: float | None = None
     density: float | None = None
+    num_levels: int | None = None
     dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
     order: str | None = None
@@ -91,6 +93,9 @@ class SparseOptions:
         """The config of `method` with these settings over `defaults`."""
         given = defaults | {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         schedule = {name: given.pop(name) for name in ("dense_steps", "dense_layers") if name in given}
+        unknown = given.keys() - {field.name for field in dataclasses.fields(METHODS[method])}
+        if unknown:
+            raise ConfigError(f"method={method!r} has no setting {', '.join(sorted(unknown))}: leave it out")
         return METHODS[method](schedule=Schedule(**schedule), **given)
 
 
@@ -114,7 +119,7 @@ def generate(
         prompt: What to show.
         output: Folder for the results.
         model: "tiny", a Diffusers folder, or a Hub id.
-        method: "adaptive", or "dense" for the stock pipeline.
+        method: "adaptive", "pyramid", or "dense" for the stock pipeline.
         compare: Run dense and sparse from one seed and compare them.
         repeats: Pairs of timed runs with --compare; the median counts.
         video: Arguments of the pipeline call.

@@ -73,9 +73,8 @@ def select(
     errors, norms = (rows.new_zeros(batch * heads, dtype=torch.float32) for _ in range(2))
     per_tile = 2 * kv_layout.num_tiles * q_samples * dim * 4
     for some_heads, chunks in _chunks(batch * heads, video_tiles, max(1, WORKSPACE_BYTES // per_tile)):
-        keys = pyramid_keys(
-            *(x[some_heads] for x in (key, value, pooled_key, pooled_value)), layout=kv_layout, kv_samples=kv_samples
-        )
+        parts = (x[some_heads] for x in (key, value, pooled_key, pooled_value))
+        keys = pyramid_keys(*parts, layout=kv_layout, kv_samples=kv_samples)
         for tiles in chunks:
             chunk = rows[some_heads, tiles.start * q_samples : tiles.stop * q_samples].to(keys.fine.key.dtype)
             statistics = node_statistics(chunk, keys, q_samples, 1 / math.sqrt(dim) if scale is None else scale)

@@ -105,6 +105,7 @@ def pyramid_keys(
     value: torch.Tensor,
     pooled_key: torch.Tensor,
     pooled_value: torch.Tensor,
+    *,
     layout: TileLayout,
     kv_samples: int | None,
 ) -> PyramidKeys:
@@ -193,4 +194,5 @@ def _pair_sums(x: torch.Tensor) -> torch.Tensor:
 
 
 def _tile_mean(error: torch.Tensor, samples: int) -> torch.Tensor:
-    return error.unflatten(2, (-1, samples)).mean(3) / 2
+    mean: torch.Tensor = error.unflatten(2, (-1, samples)).mean(3)
+    return mean / 2

@@ -42,7 +42,7 @@ FLOORS = [
     {"orders", "attention_profile"},
     {"selectors"},
     {"schedule", "config"},
-    {"clock", "mask_cache", "statistics", "attend", "session", "report"},
+    {"clock", "mask_cache", "statistics", "key_orders", "attend", "session", "report"},
     {"adapters"},
     {"api"},
     {"probe"},
