@@ -47,7 +47,8 @@ def select_per_head(
         errors = []
         for number, order in enumerate(orders):
             k, v = gather_tokens(key, order), gather_tokens(value, order)
-            mask, error = config.select_reordered(query, k, v, grid, shares[number].expand(heads))
+            mask, error = config.select_reordered(query, k, v, grid, shares[number].expand(heads), measure=True)
+            assert error is not None, "measured on request"
             tried.append(mask)
             errors.append(error.square().mean(0))
         return torch.stack(errors).argmin(0)
@@ -57,7 +58,7 @@ def select_per_head(
     key, value = gather_tokens(key, order), gather_tokens(value, order)
     mask = _mask_of_heads(tried, choice) if tried else None
     if mask is None:
-        mask = config.select_reordered(query, key, value, grid, shares[choice])[0]
+        mask = config.select_reordered(query, key, value, grid, shares[choice], measure=False)[0]
     return key, value, mask
 
 

@@ -75,8 +75,15 @@ class AttentionConfig:
         return ()
 
     def select_reordered(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid, shares_order: torch.Tensor
-    ) -> tuple[BlockMask, torch.Tensor]:
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        *,
+        measure: bool,
+    ) -> tuple[BlockMask, torch.Tensor | None]:
         """Choose key tiles where keys and values may be in another order than the queries.
 
         Args:
@@ -85,9 +92,10 @@ class AttentionConfig:
             value: In the order of `key`.
             grid: Geometry.
             shares_order: bool `[H]`: heads whose keys are in `query_order`.
+            measure: Also estimate the error.
 
         Returns:
-            The mask, and the relative output error estimated for it, `[B, H]`.
+            The mask, and with `measure` the relative output error estimated for it, `[B, H]`.
         """
         raise ConfigError(f"{type(self).__name__} keeps keys in the order of the queries")
 

@@ -69,11 +69,18 @@ class PyramidConfig(AttentionConfig):
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Choose tiles for keys in the order of the queries; see `selectors.pyramid.select`."""
         shares_order = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
-        return self.select_reordered(query, key, value, grid, shares_order)[0]
+        return self.select_reordered(query, key, value, grid, shares_order, measure=False)[0]
 
     def select_reordered(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid, shares_order: torch.Tensor
-    ) -> tuple[BlockMask, torch.Tensor]:
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        *,
+        measure: bool,
+    ) -> tuple[BlockMask, torch.Tensor | None]:
         """Choose tiles for keys in any order."""
         q_layout = TileLayout(grid.segments, self.q_tile)
         kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels)
@@ -96,4 +103,5 @@ class PyramidConfig(AttentionConfig):
             kv_samples=self.kv_samples,
             forced=forced,
             max_forced=max_forced,
+            measure=measure,
         )

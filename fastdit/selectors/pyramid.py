@@ -35,7 +35,8 @@ def select(
     forced: torch.Tensor | None = None,
     max_forced: int = 0,
     scale: float | None = None,
-) -> tuple[BlockMask, torch.Tensor]:
+    measure: bool = True,
+) -> tuple[BlockMask, torch.Tensor | None]:
     """Build the mask of one layer.
 
     The first segment of both layouts is the video, a second one the text. Text keys are kept at level 0 by every row
@@ -53,9 +54,10 @@ def select(
         forced: bool, broadcastable to `[H, NQ, NK]` over video tiles of level 0: kept at level 0 in any case.
         max_forced: At least the number of forced tiles of any row; known on the host.
         scale: Factor on the scores, default `1 / sqrt(D)`.
+        measure: Also return the error.
 
     Returns:
-        The mask, and the relative output error it gives the sampled rows, `[B, H]`.
+        The mask, and with `measure` the relative output error it gives the sampled rows, `[B, H]`.
     """
     batch, heads, _, dim = query.shape
     video_tiles, text_tiles = q_layout.segment_tiles(0)[0], sum(kv_layout.segment_tiles(0)[1:])
@@ -71,7 +73,8 @@ def select(
     keep = _KeepTable(kv_layout, width, query.device)
     indices, counts = keep.everything(batch * heads, q_layout.num_tiles)
     errors, norms = (rows.new_zeros(batch * heads, dtype=torch.float32) for _ in range(2))
-    per_tile = 2 * kv_layout.num_tiles * q_samples * dim * 4
+    # Scores of the level-0 tiles are the largest tensor of a query tile.
+    per_tile = kv_layout.num_tiles * kv_layout.tile * q_samples * 4
     for some_heads, chunks in _chunks(batch * heads, video_tiles, max(1, WORKSPACE_BYTES // per_tile)):
         parts = (x[some_heads] for x in (key, value, pooled_key, pooled_value))
         keys = pyramid_keys(*parts, layout=kv_layout, kv_samples=kv_samples)
@@ -80,11 +83,14 @@ def select(
             statistics = node_statistics(chunk, keys, q_samples, 1 / math.sqrt(dim) if scale is None else scale)
             cut = _cut(statistics, None if forced is None else forced[some_heads, tiles], budget, limit)
             indices[some_heads, tiles], counts[some_heads, tiles] = keep.listed(cut)
-            error, norm = statistics.squared_error([level.transpose(1, 2) for level in cut])
-            errors[some_heads] += error
-            norms[some_heads] += norm
+            if measure:
+                error, norm = statistics.squared_error([level.transpose(1, 2) for level in cut])
+                errors[some_heads] += error
+                norms[some_heads] += norm
     shape = (batch, heads)
     mask = BlockMask(indices.unflatten(0, shape), counts.unflatten(0, shape), q_layout, kv_layout)
+    if not measure:
+        return mask, None
     return mask, (errors / norms.clamp_min(torch.finfo(norms.dtype).tiny)).sqrt().view(shape)
 
 

@@ -20,6 +20,8 @@ from fastdit_kernels import TileLayout, stratified_rows
 
 # Pooled weights are at most one when all keys are seen; with sampled keys a missed peak must not overflow.
 MAX_LOG_WEIGHT = 20.0
+# Norms of value vectors are taken after a random projection to this many dimensions, a quarter of the cost at 64.
+VALUE_DIMS = 16
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class TileRows:
 
     Args:
         key: `[G, n * rows, D]`.
-        value: Likewise.
+        value: `[G, n * rows, P + 1]`: projected values, then a one that sums up the mass.
         bias: Natural log of the tokens a row stands for, -inf on padding, `[n * rows]`.
         tiles: `n`.
     """
@@ -61,20 +63,16 @@ class NodeStatistics:
     Args:
         use: Error of using a node, `[G, n, t]`.
         drop: Error of dropping its tokens, `[G, n, t]`.
-        contribution: What a used node adds to the output before normalisation, `[G, n, R, D]`.
-        mass: What it adds to the denominator, `[G, n, R]`.
-        output: Output of the rows over all keys seen, `[G, R, D]`.
-        text_contribution: Part of the text, `[G, R, D]`; `None` without text.
-        text_mass: Likewise, `[G, R]`.
+        contribution: What a used node adds to the output and to the mass, `[G, n, R, P + 1]`.
+        output: Output of the rows over all keys seen, `[G, R, P]`.
+        text: What the text adds, `[G, R, P + 1]`; `None` without text.
     """
 
     use: list[torch.Tensor]
     drop: list[torch.Tensor]
     contribution: list[torch.Tensor]
-    mass: list[torch.Tensor]
     output: torch.Tensor
-    text_contribution: torch.Tensor | None
-    text_mass: torch.Tensor | None
+    text: torch.Tensor | None
 
     def squared_error(self, cut: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed squares of the output error that a cut gives the sampled rows, and of the output itself.
@@ -88,15 +86,12 @@ class NodeStatistics:
         Returns:
             Two `[G]`.
         """
-        zero = torch.zeros_like(self.output)
-        total = zero if self.text_contribution is None else self.text_contribution
-        mass = zero[..., 0] if self.text_mass is None else self.text_mass
-        for keep, contribution, node_mass in zip(cut, self.contribution, self.mass, strict=True):
-            rows = keep.repeat_interleave(mass.shape[1] // keep.shape[2], 2).to(mass.dtype)
-            total = total + (contribution * rows.unsqueeze(3)).sum(1)
-            mass = mass + (node_mass * rows).sum(1)
+        total = torch.zeros_like(self.contribution[0][:, 0]) if self.text is None else self.text
+        for keep, contribution in zip(cut, self.contribution, strict=True):
+            rows = keep.repeat_interleave(total.shape[1] // keep.shape[2], 2).unsqueeze(3)
+            total = total + (contribution * rows.to(total.dtype)).sum(1)
         # A row that keeps no mass at all has output 0, as in attention over nothing.
-        estimate = total / mass.clamp_min(torch.finfo(mass.dtype).tiny).unsqueeze(2)
+        estimate = total[..., :-1] / total[..., -1:].clamp_min(torch.finfo(total.dtype).tiny)
         return (estimate - self.output).square().sum((1, 2)), self.output.square().sum((1, 2))
 
 
@@ -121,11 +116,15 @@ def pyramid_keys(
     """
     wide = torch.promote_types(key.dtype, torch.float32)
     log_members = layout.row_members(key.device).to(wide).log()
+    projection = _projection(value.shape[2], wide, value.device)
+
+    def rows(key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, tiles: int) -> TileRows:
+        return TileRows(key.to(wide), F.pad(value.to(wide) @ projection, (0, 1), value=1.0), bias, tiles)
 
     def tiles(level: int) -> TileRows:
         count = layout.segment_tiles(level)[0]
         place = slice(layout.level_offset(level) * layout.tile, (layout.level_offset(level) + count) * layout.tile)
-        return TileRows(pooled_key[:, place].to(wide), pooled_value[:, place].to(wide), log_members[place], count)
+        return rows(pooled_key[:, place], pooled_value[:, place], log_members[place], count)
 
     video = layout.segments[0]
     if kv_samples is None:
@@ -134,11 +133,11 @@ def pyramid_keys(
         segment = TileLayout((video,), layout.tile)
         picked = stratified_rows(segment, kv_samples, key.device)
         weight = (segment.tile_rows(key.device).to(wide) / kv_samples).log().repeat_interleave(kv_samples)
-        fine = TileRows(key[:, picked].to(wide), value[:, picked].to(wide), weight, segment.num_tiles)
+        fine = rows(key[:, picked], value[:, picked], weight, segment.num_tiles)
     text = None
     if layout.length > video:
         zero = log_members.new_zeros(layout.length - video)
-        text = TileRows(key[:, video:].to(wide), value[:, video:].to(wide), zero, 1)
+        text = rows(key[:, video:], value[:, video:], zero, 1)
     return PyramidKeys(fine, tuple(tiles(level) for level in range(1, layout.num_levels)), text)
 
 
@@ -151,39 +150,51 @@ def node_statistics(rows: torch.Tensor, keys: PyramidKeys, samples: int, scale: 
         samples: Rows per query tile.
         scale: Factor on the scores.
     """
-    fine_scores = _scores(rows, keys.fine, scale)
-    lse = fine_scores.logsumexp(2, keepdim=True)
-    text_contribution = text_mass = None
+    scores = _scores(rows, keys.fine, scale)
+    peak = scores.amax(1, keepdim=True)
+    text = None
     if keys.text is not None:
         text_scores = _scores(rows, keys.text, scale)
-        lse = torch.logaddexp(lse, text_scores.logsumexp(2, keepdim=True))
-        text_parts = _contribution(text_scores, lse, keys.text)
-        text_contribution, text_mass = (part.squeeze(1) for part in text_parts)
-    fine, mass = _contribution(fine_scores, lse, keys.fine)
-    output = fine.sum(1) if text_contribution is None else fine.sum(1) + text_contribution
+        peak = torch.maximum(peak, text_scores.amax(1, keepdim=True))
+        text = _contribution(text_scores, peak, keys.text).squeeze(1)
+    fine = _contribution(scores, peak, keys.fine)
+    total = fine.sum(1) if text is None else fine.sum(1) + text
+    mass = total[..., -1:]
+    output, lse = total[..., :-1] / mass, peak + mass.mT.log()
+    fine = fine.div_(mass.unsqueeze(1))
+    text = None if text is None else text / mass
     size = torch.linalg.vector_norm(output, dim=2).unsqueeze(1)
-    contributions, masses = [fine], [mass]
-    drop = [_tile_mean(torch.linalg.vector_norm(fine, dim=3) + mass * size, samples)]
+    contributions, drop = [fine], [_error(fine, size, samples)]
     use = [torch.zeros_like(drop[0])]
     for tiles in keys.pooled:
-        fine, mass = _pair_sums(fine), _pair_sums(mass.unsqueeze(3)).squeeze(3)
-        pooled, pooled_mass = _contribution(_scores(rows, tiles, scale), lse, tiles)
-        difference = torch.linalg.vector_norm(pooled - fine, dim=3)
-        use.append(_tile_mean(difference + (pooled_mass - mass).abs() * size, samples))
-        drop.append(_tile_mean(torch.linalg.vector_norm(fine, dim=3) + mass * size, samples))
+        fine = _pair_sums(fine)
+        pooled = _contribution(_scores(rows, tiles, scale), lse, tiles)
+        use.append(_error(pooled - fine, size, samples))
+        drop.append(_error(fine, size, samples))
         contributions.append(pooled)
-        masses.append(pooled_mass)
-    return NodeStatistics(use, drop, contributions, masses, output, text_contribution, text_mass)
+    return NodeStatistics(use, drop, contributions, output, text)
+
+
+def _projection(dim: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Random signs `[dim, VALUE_DIMS]` that keep squared norms on average; the identity for short vectors."""
+    if dim <= VALUE_DIMS:
+        return torch.eye(dim, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    signs = torch.randint(0, 2, (dim, VALUE_DIMS), generator=generator, device=device) * 2 - 1
+    return signs.to(dtype) * VALUE_DIMS**-0.5
 
 
 def _scores(rows: torch.Tensor, tiles: TileRows, scale: float) -> torch.Tensor:
-    return (rows @ tiles.key.mT).mul_(scale).add_(tiles.bias)
+    """Scores with the keys first, `[G, n * rows, R]`: tiles are then contiguous and need no copy."""
+    scores: torch.Tensor = tiles.key @ (rows * scale).mT
+    return scores.add_(tiles.bias.unsqueeze(1))
 
 
-def _contribution(scores: torch.Tensor, lse: torch.Tensor, tiles: TileRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unnormalised output `[G, n, R, D]` and mass `[G, n, R]` of every tile; overwrites `scores`."""
-    weights = scores.sub_(lse).clamp_(max=MAX_LOG_WEIGHT).exp_().unflatten(2, (tiles.tiles, -1)).transpose(1, 2)
-    return weights @ tiles.value.unflatten(1, (tiles.tiles, -1)), weights.sum(3)
+def _contribution(scores: torch.Tensor, lse: torch.Tensor, tiles: TileRows) -> torch.Tensor:
+    """Unnormalised output and mass of every tile, `[G, n, R, P + 1]`; overwrites `scores`."""
+    weights = scores.sub_(lse).clamp_(max=MAX_LOG_WEIGHT).exp_().unflatten(1, (tiles.tiles, -1))
+    added: torch.Tensor = weights.mT @ tiles.value.unflatten(1, (tiles.tiles, -1))
+    return added
 
 
 def _pair_sums(x: torch.Tensor) -> torch.Tensor:
@@ -193,6 +204,8 @@ def _pair_sums(x: torch.Tensor) -> torch.Tensor:
     return x[:, 0::2] + x[:, 1::2]
 
 
-def _tile_mean(error: torch.Tensor, samples: int) -> torch.Tensor:
-    mean: torch.Tensor = error.unflatten(2, (-1, samples)).mean(3)
+def _error(change: torch.Tensor, size: torch.Tensor, samples: int) -> torch.Tensor:
+    """`(|change of the output| + |change of the mass| size) / 2`, mean over the rows of a query tile: `[G, n, t]`."""
+    norm = torch.linalg.vector_norm(change[..., :-1], dim=3) + change[..., -1].abs() * size
+    mean: torch.Tensor = norm.unflatten(2, (-1, samples)).mean(3)
     return mean / 2

@@ -98,7 +98,7 @@ def test_the_own_tile_is_kept_where_the_order_is_shared(rng):
     q, v = (torch.randn(1, 2, 432, 16, generator=rng) for _ in range(2))
     own = own_tiles(TileLayout((432,), 32), TileLayout((432,), 16), q.device)
     shares = torch.tensor([True, False])
-    mask, _ = make(density=0.1, keep_own_tile=True).select_reordered(q, -5 * q, v, GRID, shares)
+    mask, _ = make(density=0.1, keep_own_tile=True).select_reordered(q, -5 * q, v, GRID, shares, measure=False)
     kept = mask.to_dense()[0, :, :, :27]
     assert (kept[0] & own).sum() == own.sum()
     assert (kept[1] & own).sum() < own.sum()
@@ -136,4 +136,4 @@ def test_adaptive_knows_no_order_of_keys():
     with pytest.raises(ConfigError, match="order='score'"):
         AdaptiveConfig(order="score")
     with pytest.raises(ConfigError, match="order of the queries"):
-        AdaptiveConfig().select_reordered(None, None, None, GRID, None)
+        AdaptiveConfig().select_reordered(None, None, None, GRID, None, measure=False)
