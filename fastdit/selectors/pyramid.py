@@ -18,8 +18,9 @@ from fastdit.selectors.pyramid_statistics import NodeStatistics, node_statistics
 from fastdit_kernels import BlockMask, TileLayout, pool_key_value, stratified_rows
 from fastdit_kernels.block_mask import LEVEL_SHIFT
 
-# Bytes of contributions worked on at once.
-WORKSPACE_BYTES = 32 << 20
+# Bytes of scores worked on at once: near the cache on a CPU, few launches elsewhere.
+CPU_WORKSPACE_BYTES = 4 << 20
+WORKSPACE_BYTES = 256 << 20
 
 
 def select(
@@ -75,7 +76,8 @@ def select(
     errors, norms = (rows.new_zeros(batch * heads, dtype=torch.float32) for _ in range(2))
     # Scores of the level-0 tiles are the largest tensor of a query tile.
     per_tile = kv_layout.num_tiles * kv_layout.tile * q_samples * 4
-    for some_heads, chunks in _chunks(batch * heads, video_tiles, max(1, WORKSPACE_BYTES // per_tile)):
+    workspace = CPU_WORKSPACE_BYTES if query.device.type == "cpu" else WORKSPACE_BYTES
+    for some_heads, chunks in _chunks(batch * heads, video_tiles, max(1, workspace // per_tile)):
         parts = (x[some_heads] for x in (key, value, pooled_key, pooled_value))
         keys = pyramid_keys(*parts, layout=kv_layout, kv_samples=kv_samples)
         for tiles in chunks:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from fastdit.selectors.adaptive import own_tiles
 from fastdit.selectors.pyramid import select
-from fastdit_kernels import TileLayout, block_sparse_attention
+from fastdit_kernels import TileLayout, block_mass, block_sparse_attention, select_tiles
 
 
 def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
@@ -106,7 +106,7 @@ def test_batch_entries_and_heads_do_not_mix(rng):
 def test_small_chunks_give_the_same_mask(rng, monkeypatch):
     q, k, v = random_qkv(130, rng, batch=2)
     whole, error = select(q, k, v, *layouts(130), budget=3)
-    monkeypatch.setattr("fastdit.selectors.pyramid.WORKSPACE_BYTES", 1)
+    monkeypatch.setattr("fastdit.selectors.pyramid.CPU_WORKSPACE_BYTES", 1)
     parts, error_of_parts = select(q, k, v, *layouts(130), budget=3)
     assert torch.equal(whole.to_dense(), parts.to_dense())
     assert torch.allclose(error, error_of_parts, atol=1e-5)
@@ -150,3 +150,21 @@ def test_the_choice_is_deterministic_and_leaves_the_global_generator_alone(rng):
     second, _ = select(q, k, v, *layouts(130), budget=3)
     assert torch.equal(first.indices, second.indices)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_half_the_error_of_the_best_binary_choice_on_spread_attention(rng):
+    """Against the oracle that keeps the truly heaviest tiles: wide, smooth attention over 1024 tokens."""
+    waves = torch.randn(1, 2, 1, 16, generator=rng) / 160 * torch.arange(1024.0).view(1, 1, -1, 1)
+    q = k = 1.5 * torch.cat([waves.cos(), waves.sin()], 3) + 0.2 * torch.randn(1, 2, 1024, 32, generator=rng)
+    v = torch.cat([(waves * 2).cos(), (waves * 2).sin()], 3) + 0.3 * torch.randn(1, 2, 1024, 32, generator=rng)
+    exact = F.scaled_dot_product_attention(q, k, v)
+    lse = (q @ k.mT / 32**0.5).logsumexp(-1)
+    q_layout, kv_layout = layouts(1024, levels=6)
+    binary = TileLayout((1024,), 16)
+    mass = block_mass(q, k, lse, q_layout, binary)
+    for budget in (5, 10, 19):  # of 64: density .08, .15, .3
+        oracle = select_tiles(mass, q_layout, binary, max_tiles=budget)
+        mask, _ = select(q, k, v, q_layout, kv_layout, budget=budget)
+        errors = [relative_error(block_sparse_attention(q, k, v, each), exact) for each in (mask, oracle)]
+        assert mask.density() <= oracle.density() + 1e-9
+        assert errors[0] < 0.5 * errors[1]
