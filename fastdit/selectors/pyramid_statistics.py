@@ -11,6 +11,7 @@ The first-order form `|F - m o|` of a drop is not used: a node with nearly all o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -181,7 +182,7 @@ def _projection(dim: int, dtype: torch.dtype, device: torch.device) -> torch.Ten
         return torch.eye(dim, dtype=dtype, device=device)
     generator = torch.Generator(device).manual_seed(0)
     signs = torch.randint(0, 2, (dim, VALUE_DIMS), generator=generator, device=device) * 2 - 1
-    return signs.to(dtype) * VALUE_DIMS**-0.5
+    return signs.to(dtype) / math.sqrt(VALUE_DIMS)
 
 
 def _scores(rows: torch.Tensor, tiles: TileRows, scale: float) -> torch.Tensor:
