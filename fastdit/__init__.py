@@ -2,7 +2,7 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, StaticConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, PyramidConfig, StaticConfig
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -35,6 +35,7 @@ __all__ = [
     "NotEnabledError",
     "OutputError",
     "PipelineAdapter",
+    "PyramidConfig",
     "Schedule",
     "Session",
     "StaticConfig",

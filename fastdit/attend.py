@@ -8,9 +8,12 @@ import torch
 
 from fastdit.config import AttentionConfig, CachedConfig
 from fastdit.grid import VideoGrid
+from fastdit.key_orders import Selection, select_per_head
 from fastdit.mask_cache import MaskCache
-from fastdit.mask_reuse import CallSite, ReusedMasks
+from fastdit.mask_reuse import CallSite
 from fastdit.orders import token_order
+from fastdit.run_memory import RunMemory
+from fastdit.selectors.score_order import score_order
 from fastdit.statistics import ReuseRecord
 from fastdit_kernels import BlockMask, block_sparse_attention, gather_tokens, invert_order
 
@@ -41,7 +44,8 @@ def sparse_step(
     grid: VideoGrid,
     config: AttentionConfig,
     cache: MaskCache,
-    kept: tuple[ReusedMasks, CallSite] | None = None,
+    memory: RunMemory | None = None,
+    site: CallSite | None = None,
 ) -> StepResult:
     """Sparse attention of one layer.
 
@@ -52,24 +56,70 @@ def sparse_step(
         grid: Geometry, `S = grid.length`.
         config: Method and settings.
         cache: Holds the token orders, and masks that depend on the geometry alone.
-        kept: Masks of earlier steps for the cached method, and which call this is; without it a mask is built.
+        memory: Holds what the run has settled: key orders, and masks of the cached method; `None` settles all anew.
+        site: Which call of the run it is.
 
     Returns:
         The output in the model's order, the mask that was used, and what it was chosen from.
     """
-    order, inverse = _orders(grid, config.order, query.device, cache)
-    # The gather also turns [B, S, H, D] into contiguous [B, H, S, D].
-    q, k, v = (gather_tokens(x.transpose(1, 2), order) for x in (query, key, value))
-    reuse = None
-    if isinstance(config, CachedConfig) and kept is not None:
-        masks, call = kept
-        mask, reuse = masks.choose(config, q, k, v, grid, call)
-    elif config.needs_tensors:
-        mask = config.select(q, k, v, grid)
-    else:
-        mask = cache.get(("mask", grid, config, q.device), lambda: config.select(q, k, v, grid))
-    out = block_sparse_attention(q, k, v, mask, implementation=config.implementation)
-    return StepResult(out.transpose(1, 2).index_select(1, inverse), mask, q, k, reuse)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    q, chosen, reuse = choose_tiles(query, key, value, grid, config, cache, memory, site)
+    out = block_sparse_attention(q, chosen.key, chosen.value, chosen.mask, implementation=config.implementation)
+    inverse = _orders(grid, config.query_order, query.device, cache)[1]
+    return StepResult(out.transpose(1, 2).index_select(1, inverse), chosen.mask, q, chosen.key, reuse)
+
+
+def choose_tiles(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: VideoGrid,
+    config: AttentionConfig,
+    cache: MaskCache,
+    memory: RunMemory | None = None,
+    site: CallSite | None = None,
+) -> tuple[torch.Tensor, Selection, ReuseRecord | None]:
+    """Everything of `sparse_step` that comes before the kernel.
+
+    Args:
+        query: `[B, H, S, D]` in the model's token order.
+        key: Likewise.
+        value: Likewise.
+        grid: Geometry.
+        config: Method and settings.
+        cache: As in `sparse_step`.
+        memory: As in `sparse_step`.
+        site: As in `sparse_step`.
+
+    Returns:
+        Queries in `config.query_order`; the mask with its keys and values; what the cached method did.
+    """
+    order = _orders(grid, config.query_order, query.device, cache)[0]
+    # The gather also makes [B, H, S, D] contiguous.
+    q = gather_tokens(query, order)
+    place = None if site is None else (site.transformer, site.layer)
+
+    def build() -> Selection:
+        if config.key_orders:
+            orders = [_key_order(name, query, key, grid, cache) for name in config.key_orders]
+            settled = MaskCache() if memory is None else memory.key_orders
+            return select_per_head(q, key, value, grid, config, orders, settled, place)
+        k, v = gather_tokens(key, order), gather_tokens(value, order)
+        if config.needs_tensors:
+            return Selection(k, v, config.select(q, k, v, grid), order)
+        return Selection(k, v, cache.get(("mask", grid, config, q.device), lambda: config.select(q, k, v, grid)), order)
+
+    if isinstance(config, CachedConfig) and memory is not None and site is not None:
+        chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, build)
+        return q, chosen, reuse
+    return q, build(), None
+
+
+def _key_order(name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> torch.Tensor:
+    """A permutation of the model's sequence: `[S]` from geometry, or `[H, S]` from the tensors of this call."""
+    if name == "score":
+        return score_order(query, key, grid)
+    return _orders(grid, name, query.device, cache)[0]
 
 
 def _orders(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> tuple[torch.Tensor, torch.Tensor]:

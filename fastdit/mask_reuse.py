@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from fastdit.config import CachedConfig
 from fastdit.grid import VideoGrid
+from fastdit.key_orders import Selection
 from fastdit.packed_mask import PackedMask
 from fastdit.recall import sampled_recall
 from fastdit.statistics import ReuseRecord
-from fastdit_kernels import BlockMask
+from fastdit_kernels import gather_tokens
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class ReusedMasks:
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
         self.max_bytes = max_bytes
-        self._run: int | None = None
         self._entries: dict[tuple[int, int, str], _Entry] = {}
 
     def __len__(self) -> int:
@@ -50,13 +51,7 @@ class ReusedMasks:
     @property
     def num_bytes(self) -> int:
         """Bytes held."""
-        return sum(entry.mask.num_bytes for entry in self._entries.values())
-
-    def begin(self, run: int) -> None:
-        """Start over if `run` is a new one."""
-        if run != self._run:
-            self._run = run
-            self.clear()
+        return sum(entry.num_bytes for entry in self._entries.values())
 
     def clear(self) -> None:
         """Drop everything."""
@@ -70,16 +65,18 @@ class ReusedMasks:
         value: torch.Tensor,
         grid: VideoGrid,
         call: CallSite,
-    ) -> tuple[BlockMask, ReuseRecord]:
+        build: Callable[[], Selection],
+    ) -> tuple[Selection, ReuseRecord]:
         """The mask of one call, reused where that is due.
 
         Args:
             config: Source, refresh interval and staleness test.
             query: `[B, H, S, D]` in tile order.
-            key: `[B, H, S, D]` in tile order.
-            value: `[B, H, S, D]` in tile order.
+            key: `[B, H, S, D]` in the model's token order.
+            value: Likewise.
             grid: Geometry.
             call: Which call it is.
+            build: Selects anew.
         """
         place = call.transformer, call.layer, call.branch
         entry = self._entries.get(place)
@@ -88,27 +85,23 @@ class ReusedMasks:
             if 0 <= age < config.refresh_every:
                 return _reuse(entry, config, query, key, value, age)
         self._entries.pop(place, None)
-        return self._build(config, query, key, value, grid, call)
+        return self._build(config, query, grid, call, build())
 
     def _build(
-        self,
-        config: CachedConfig,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        grid: VideoGrid,
-        call: CallSite,
-    ) -> tuple[BlockMask, ReuseRecord]:
-        mask = config.source.select(query, key, value, grid)
+        self, config: CachedConfig, query: torch.Tensor, grid: VideoGrid, call: CallSite, selection: Selection
+    ) -> tuple[Selection, ReuseRecord]:
         recall = None
         if config.min_recall is not None:
-            recall = sampled_recall(query, key, mask, config.sample_tiles, config.sample_rows)
-        entry = _Entry(PackedMask.pack(mask, query.shape[0], query.shape[1]), grid, call.step, recall)
-        kept = self.num_bytes + entry.mask.num_bytes <= self.max_bytes
+            recall = sampled_recall(query, selection.key, selection.mask, config.sample_tiles, config.sample_rows)
+        packed = PackedMask.pack(selection.mask, query.shape[0], query.shape[1])
+        # Half the memory of the indices that a gather takes.
+        order = selection.order.to(torch.int32)
+        entry = _Entry(packed, order, selection.shares_order, grid, call.step, recall)
+        kept = self.num_bytes + entry.num_bytes <= self.max_bytes
         if kept:
             self._entries[call.transformer, call.layer, call.branch] = entry
         mean = None if recall is None else recall.mean(0)
-        return mask, ReuseRecord(age=0, built=True, kept=kept, refreshed_heads=0, recall=mean, drift=None)
+        return selection, ReuseRecord(age=0, built=True, kept=kept, refreshed_heads=0, recall=mean, drift=None)
 
 
 @dataclass
@@ -116,21 +109,35 @@ class _Entry:
     """A kept mask: `recall` is `[B, H]` as it was when each head's mask was built; `stale` is underway to the host."""
 
     mask: PackedMask
+    order: torch.Tensor
+    shares_order: torch.Tensor | None
     grid: VideoGrid
     step: int
     recall: torch.Tensor | None
     stale: _HostCopy | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of mask and order; an order without heads is shared by all sites and costs nothing more."""
+        return self.mask.num_bytes + (self.order.nbytes if self.order.ndim == 2 else 0)
+
 
 def _reuse(
     entry: _Entry, config: CachedConfig, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, age: int
-) -> tuple[BlockMask, ReuseRecord]:
+) -> tuple[Selection, ReuseRecord]:
+    order = entry.order.long()
+    key, value = gather_tokens(key, order), gather_tokens(value, order)
     heads = [] if entry.stale is None else entry.stale.true_places()
     entry.stale = None
     if heads:
         places = torch.tensor(heads, device=query.device)
         q, k, v = (x.index_select(1, places) for x in (query, key, value))
-        entry.mask.replace_heads(places, config.source.select(q, k, v, entry.grid))
+        if entry.shares_order is None:
+            fresh = config.source.select(q, k, v, entry.grid)
+        else:
+            shares = entry.shares_order.index_select(0, places)
+            fresh = config.source.select_reordered(q, k, v, entry.grid, shares, measure=False)[0]
+        entry.mask.replace_heads(places, fresh)
     mask = entry.mask.unpack()
     recall = drift = None
     # A head built anew needs the figure that its later ones are held against.
@@ -142,7 +149,10 @@ def _reuse(
         drift = (entry.recall - recall).mean(0)
         entry.stale = _HostCopy((recall < config.min_recall * entry.recall).any(0))
         recall = recall.mean(0)
-    return mask, ReuseRecord(age=age, built=False, kept=True, refreshed_heads=len(heads), recall=recall, drift=drift)
+    selection = Selection(key, value, mask, order, entry.shares_order)
+    return selection, ReuseRecord(
+        age=age, built=False, kept=True, refreshed_heads=len(heads), recall=recall, drift=drift
+    )
 
 
 class _HostCopy:

@@ -40,7 +40,9 @@ def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> tor
 
 
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tiles: int, rows: int) -> torch.Tensor:
-    """Recall over a few query rows against all keys, exact for these rows.
+    """Recall over a few query rows against all keys, exact for these rows; only tiles of level 0 count as kept.
+
+    A mask that covers everything by pooled tiles grows stale when the mass moves away from its fine ones.
 
     Args:
         query: `[B, H, Sq, D]` in tile order.
@@ -65,7 +67,7 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tile
         TileLayout((number * rows,), rows),
         mask.kv_layout,
     )
-    return (mass * covered_tiles(part)).sum(3).mean(2)
+    return (mass * part.to_dense()[..., : mass.shape[3]]).sum(3).mean(2)
 
 
 def covered_tiles(mask: BlockMask) -> torch.Tensor:

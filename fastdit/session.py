@@ -16,7 +16,8 @@ from fastdit.config import AttentionConfig
 from fastdit.errors import NotEnabledError, UnsupportedModelError
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
-from fastdit.mask_reuse import CallSite, ReusedMasks
+from fastdit.mask_reuse import CallSite
+from fastdit.run_memory import RunMemory
 from fastdit.statistics import CallRecord, ReuseRecord, RunStatistics
 
 
@@ -88,8 +89,8 @@ class LayerSlot:
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
         session, tick = self.session, forward.tick
-        kept = session.masks, CallSite(self.transformer, self.layer, tick.branch, tick.step)
-        result = sparse_step(query, key, value, forward.grid, session.config, session.cache, kept)
+        site = CallSite(self.transformer, self.layer, tick.branch, tick.step)
+        result = sparse_step(query, key, value, forward.grid, session.config, session.cache, session.memory, site)
         batch, length, heads, _ = query.shape
         # A mask may serve all batch entries or heads at once.
         pairs = result.mask.kept_pairs().expand(batch, heads).sum(0)
@@ -122,7 +123,7 @@ class Session:
         self.config = config
         self.clock = RunClock(pipe)
         self.cache = MaskCache()
-        self.masks = ReusedMasks()
+        self.memory = RunMemory()
         self.stats = RunStatistics()
         self.slots: list[LayerSlot] = []
         self.transformer_names: list[str] = []
@@ -144,7 +145,7 @@ class Session:
         self._forwards.pop(transformer, None)
         tick = self.clock.begin_forward(transformer)
         self.stats.begin(tick.run)
-        self.masks.begin(tick.run)
+        self.memory.begin(tick.run)
         reason: str | None = None
         if grid.length < self.config.min_tokens:
             reason = "min_tokens"
@@ -159,7 +160,7 @@ class Session:
     def end_run(self) -> None:
         """Note the end of a pipeline call; statistics stay readable until the next one begins."""
         self.clock.end_run()
-        self.masks.clear()
+        self.memory.clear()
         self._forwards.clear()
 
     def reset(self) -> None:
@@ -179,7 +180,7 @@ class Session:
             raise NotEnabledError("this session is closed already")
         self._closed = True
         self.cache.clear()
-        self.masks.clear()
+        self.memory.clear()
         self._forwards.clear()
         self._undo.close()
 

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from fastdit import VideoGrid
+from fastdit.attend import choose_tiles
 from fastdit.config import METHODS, AttentionConfig
+from fastdit.mask_cache import MaskCache
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
 
 
@@ -55,6 +57,10 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         ),
         "adaptive top-p": Variant({"top_p": _plain, "min_density": 0.0, "max_density": 1.0}, (0.0, 1.0)),
     },
+    "pyramid": {
+        "pyramid": Variant({"density": _plain}),
+        "pyramid gilbert": Variant({"density": _plain, "order": "gilbert"}),
+    },
     "static": {
         "static window": Variant({"pattern": _window}, (0.0, 1.0)),
         "static same place": Variant({"pattern": _same_place, "order": "space_major"}, (0.0, 1.0)),
@@ -89,6 +95,6 @@ def _select(method: str, settings: dict[str, Any], task: SelectorTask, knob: flo
     given = {name: value(knob, task.grid) if callable(value) else value for name, value in settings.items()}
     make: Callable[..., AttentionConfig] = METHODS[method]
     config = make(q_tile=task.q_tile, kv_tile=task.kv_tile, min_tokens=0, **given)
-    tokens = task.ordered(config.order)
-    mask = config.select(tokens.query, tokens.key, tokens.value, task.grid)
-    return Answer(mask, tokens.order, tokens.key, tokens.value)
+    heads = task.heads
+    chosen = choose_tiles(heads.query, heads.key, heads.value, task.grid, config, MaskCache())[1]
+    return Answer(chosen.mask, task.ordered(config.query_order).order, chosen.key, chosen.value)

@@ -75,7 +75,7 @@ def generate(
         prompt: What to show.
         output: Folder for the results.
         model: "tiny", a Diffusers folder, or a Hub id.
-        method: "adaptive", "static" or "cached", or "dense" for the stock pipeline.
+        method: "adaptive", "pyramid", "static" or "cached", or "dense" for the stock pipeline.
         compare: Run dense and sparse from one seed and compare them.
         repeats: Pairs of timed runs with --compare; the median counts.
         video: Arguments of the pipeline call.

@@ -30,7 +30,8 @@ class SparseOptions:
         top_p: Share of the estimated attention mass to keep per query tile (adaptive).
         min_density: Least share of key tiles per query tile (adaptive).
         max_density: Largest share of key tiles per query tile (adaptive).
-        density: Fixed share of key tiles, instead of the three above (adaptive).
+        density: Share of key tiles (pyramid); fixed, instead of the three above (adaptive).
+        num_levels: Pooling levels, level 0 included (pyramid).
         pattern: What to keep, e.g. "radial|sink" or "window:3,9,9|frames:2" (static).
         source: Method that builds the masks, by default adaptive; its settings are given beside it (cached).
         refresh_every: Steps after which masks are built anew (cached).
@@ -38,7 +39,7 @@ class SparseOptions:
         min_recall: Share of its first recall that a head's mask must keep to be reused (cached).
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
-        order: Token order: gilbert, raster or space_major.
+        order: Token order: gilbert, raster or space_major; of the keys, and also score or auto, for pyramid.
         min_tokens: Shorter sequences stay dense.
         implementation: Kernel: auto, triton, flex, torch or reference.
     """
@@ -47,6 +48,7 @@ class SparseOptions:
     min_density: float | None = None
     max_density: float | None = None
     density: float | None = None
+    num_levels: int | None = None
     pattern: str | None = None
     source: str | None = None
     refresh_every: int | None = None

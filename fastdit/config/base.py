@@ -34,6 +34,7 @@ class AttentionConfig:
     method: ClassVar[str] = ""
     # Whether masks depend on the tensors; if not, one mask serves all calls of a geometry.
     needs_tensors: ClassVar[bool] = True
+    order_names: ClassVar[tuple[str, ...]] = ORDER_NAMES
 
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     q_tile: int = 128
@@ -48,7 +49,7 @@ class AttentionConfig:
         check_count("q_tile", self.q_tile, 1)
         check_count("kv_tile", self.kv_tile, 1)
         check_count("min_tokens", self.min_tokens)
-        check_choice("order", self.order, ORDER_NAMES)
+        check_choice("order", self.order, self.order_names)
         check_choice("implementation", self.implementation, IMPLEMENTATION_NAMES)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
@@ -61,6 +62,44 @@ class AttentionConfig:
             grid: Geometry, `S = grid.length`.
         """
         raise ConfigError(f"{type(self).__name__} has no selector: use a method such as fastdit.AdaptiveConfig")
+
+    @property
+    def query_order(self) -> str:
+        """Token order of the queries, a name that `orders.token_order` knows."""
+        return self.order
+
+    @property
+    def key_orders(self) -> tuple[str, ...]:
+        """Orders that keys and values may take, one chosen per head; empty if they share that of the queries.
+
+        Names that `orders.token_order` knows, and `"score"`. A method with any has `select_reordered`.
+        """
+        return ()
+
+    def select_reordered(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        *,
+        measure: bool,
+    ) -> tuple[BlockMask, torch.Tensor | None]:
+        """Choose key tiles where keys and values may be in another order than the queries.
+
+        Args:
+            query: `[B, H, S, D]` in `query_order`.
+            key: `[B, H, S, D]` in one of `key_orders`, which may differ between heads.
+            value: In the order of `key`.
+            grid: Geometry.
+            shares_order: bool `[H]`: heads whose keys are in `query_order`.
+            measure: Also estimate the error.
+
+        Returns:
+            The mask, and with `measure` the relative output error estimated for it, `[B, H]`.
+        """
+        raise ConfigError(f"{type(self).__name__} keeps keys in the order of the queries")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, with the method's name."""

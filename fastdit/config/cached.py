@@ -25,7 +25,8 @@ class CachedConfig(AttentionConfig):
     `min_recall` times what it was when their mask was built are built anew, alone, in the next step: the figure is on
     its way to the host meanwhile, so that no step waits for the device.
 
-    Settings shared by all methods (tiles, order, schedule, ...) may be given here or to `source`.
+    Settings shared by all methods (tiles, schedule, ...) may be given here or to `source`. Where `source` orders keys
+    by head, the order is kept beside the mask.
 
     Args:
         source: The method that builds the masks.
@@ -79,6 +80,29 @@ class CachedConfig(AttentionConfig):
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """The mask of `source`. Masks are kept by the session (`mask_reuse`), not here."""
         return self.source.select(query, key, value, grid)
+
+    @property
+    def query_order(self) -> str:
+        """That of `source`."""
+        return self.source.query_order
+
+    @property
+    def key_orders(self) -> tuple[str, ...]:
+        """Those of `source`."""
+        return self.source.key_orders
+
+    def select_reordered(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        *,
+        measure: bool,
+    ) -> tuple[BlockMask, torch.Tensor | None]:
+        """The mask of `source`."""
+        return self.source.select_reordered(query, key, value, grid, shares_order, measure=measure)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, those of `source` within."""

@@ -69,7 +69,7 @@ def test_json_goes_to_standard_output(folder, tmp_path, capsys):
     assert report == json.loads((tmp_path / "report.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["dense", "adaptive"])
+@pytest.mark.parametrize("method", ["dense", "adaptive", "pyramid"])
 def test_a_single_video(folder, tmp_path, method):
     assert run(folder, tmp_path, "--method", method, *SMALL) == 0
     assert iio.imread(tmp_path / "video.mp4").shape == (9, 32, 48, 3)
@@ -108,6 +108,7 @@ def test_the_same_seed_gives_the_same_video(folder, tmp_path):
     [
         (["--method=magic"], 2, "accepted are 'dense', 'adaptive'"),
         (["--method", "dense", "--compare"], 2, "choose a sparse method"),
+        (["--method=pyramid", "--top-p=0.9"], 2, "method='pyramid' has no setting top_p"),
         (["--density=1.5"], 2, "density=1.5: accepted is a fraction"),
         (["--top-p=-1"], 2, "top_p=-1.0"),
         (["--dense-steps=1.5"], 2, "dense_steps=1.5"),

@@ -8,9 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdit
 from fastdit import AdaptiveConfig, CachedConfig, ConfigError, Schedule, StaticConfig, VideoGrid
+from fastdit.key_orders import Selection
 from fastdit.mask_reuse import CallSite, ReusedMasks
 from fastdit.packed_mask import PackedMask
 from fastdit.recall import sampled_recall
+from fastdit.run_memory import RunMemory
 from fastdit_kernels import BlockMask, TileLayout, sampled_mass, stratified_rows
 
 GRID = VideoGrid(frames=4, height=6, width=6, text_length=5)
@@ -21,10 +23,17 @@ def tensors(generator, heads=3, batch=2):
     return tuple(2 * torch.randn(batch, heads, GRID.length, 16, generator=generator) for _ in range(3))
 
 
-def choose(masks, config, qkv, step, place=(0, 0, "cond"), grid=GRID):
-    mask, record = masks.choose(config, *qkv, grid, CallSite(*place, step))
-    mask.validate()
-    return mask.to_dense(), record
+def call(masks, config, qkv, step, place=(0, 0, "cond"), grid=GRID):
+    def build():
+        return Selection(*qkv[1:], config.source.select(*qkv, grid), torch.arange(grid.length))
+
+    return masks.choose(config, *qkv, grid, CallSite(*place, step), build)
+
+
+def choose(*arguments, **options):
+    selection, record = call(*arguments, **options)
+    selection.mask.validate()
+    return selection.mask.to_dense(), record
 
 
 @pytest.fixture
@@ -105,17 +114,17 @@ def test_every_transformer_layer_and_branch_has_its_own(rng):
 
 
 def test_another_geometry_an_earlier_step_or_a_new_run_build_anew(rng):
-    masks, config = ReusedMasks(), CachedConfig(source=SOURCE)
-    masks.begin(1)
-    qkv = tensors(rng)
+    memory, config = RunMemory(), CachedConfig(source=SOURCE)
+    memory.begin(1)
+    masks, qkv = memory.masks, tensors(rng)
     assert choose(masks, config, qkv, 4)[1].built
     assert choose(masks, config, qkv, 3)[1].built
     other = VideoGrid(frames=6, height=4, width=6, text_length=5)
     assert choose(masks, config, qkv, 4, grid=other)[1].built
     assert choose(masks, config, [x[:1] for x in qkv], 5, grid=other)[1].built
-    masks.begin(1)
+    memory.begin(1)
     assert len(masks) == 1
-    masks.begin(2)
+    memory.begin(2)
     assert len(masks) == 0
 
 
@@ -181,7 +190,7 @@ def test_no_scalar_is_read_from_the_device(rng):
     masks, config, qkv = ReusedMasks(), CachedConfig(source=SOURCE, check_every=1), tensors(rng)
     with Reads() as reads:
         for step in range(3):
-            masks.choose(config, *qkv, GRID, CallSite(0, 0, "cond", step))
+            call(masks, config, qkv, step)
         assert reads.found == 0
         torch.ones(1).item()
         assert reads.found == 1  # the check itself works
@@ -237,7 +246,7 @@ def test_a_run_reuses_masks_reports_it_and_drops_them(tiny_wan, run):
         # Five sparse steps of two layers and two branches: built at steps 1 and 4.
         assert (report["built"], report["reused"], report["not_kept"]) == (8, 12, 0)
         assert 0 < report["least_recall"] <= report["recall"] <= 1
-        assert len(session.masks) == 0
+        assert len(session.memory.masks) == 0
         summary = session.summary()
         assert "masks: 8 built, 12 reused" in summary
         assert "recall of reused masks" in summary

@@ -14,11 +14,13 @@ TILES = {"q_tile": 16, "kv_tile": 8}
 # Settings with which a method keeps everything, and with which it keeps less.
 WHOLE = {
     "adaptive": {"density": 1.0},
+    "pyramid": {"density": 1.0},
     "static": {"pattern": "dense"},
     "cached": {"source": AdaptiveConfig(density=1.0)},
 }
 LESS = {
     "adaptive": {"density": 0.4},
+    "pyramid": {"density": 0.4, "num_levels": 1},
     "static": {"pattern": "window:2,3,3|sink"},
     "cached": {"source": AdaptiveConfig(density=0.4)},
 }
