@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,6 +9,10 @@ import fastdit
 from fastdit_eval.fidelity import measure_fidelity
 from fastdit_pipelines.generation import GenerationSettings, compare, generate
 from fastdit_pipelines.loading import BUNDLED_MODELS, load_pipeline, model_defaults
+from fastdit_pipelines.tiny.caption import parse_caption
+from fastdit_pipelines.tiny.judge import judge_clip
+from fastdit_pipelines.tiny.reading import read_clip
+from fastdit_pipelines.tiny.world import is_held_out
 
 PROMPT = "a red circle moving left on a dark background"
 
@@ -44,11 +47,11 @@ def test_its_default_size_has_thousands_of_tokens(pipe):
     config = pipe.vae.config
     frames = (defaults["num_frames"] - 1) // config.scale_factor_temporal + 1
     side = defaults["height"] // config.scale_factor_spatial // pipe.transformer.config.patch_size[1]
-    assert frames * side**2 == 4352
+    assert frames * side**2 == 4176
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tokens"), [("2k", 2304), ("4k", 4352), ("8k", 8228), ("16k", 17408)])
+@pytest.mark.parametrize(("name", "tokens"), [("2k", 2160), ("4k", 4176), ("8k", 9396), ("16k", 16704)])
 def test_it_runs_at_every_size_for_cost_measurements(pipe, name, tokens):
     size = BUNDLED_MODELS["tiny"].defaults("sizes")[name]
     seen = []
@@ -65,7 +68,7 @@ def test_words_of_the_grammar_are_single_tokens(pipe):
     assert pipe.tokenizer.tokenize(PROMPT) == ["▁" + word for word in PROMPT.split()]
 
 
-@pytest.mark.parametrize("num_frames", [9, 13, 33])
+@pytest.mark.parametrize("num_frames", [9, 13, 57])
 def test_the_autoencoder_keeps_clips(pipe, num_frames):
     from fastdit_pipelines.tiny.world import SceneSampler, render
 
@@ -90,14 +93,18 @@ def test_a_sparse_run_is_faster_and_close_to_dense(pipe):
 
 
 @pytest.mark.slow
-def test_the_prompt_decides_colour_and_background(pipe):
-    small = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 8}
-    backgrounds = {"dark": 0.08, "gray": 0.45, "light": 0.92}
-    for background, level in backgrounds.items():
-        frames = generate(pipe, settings(prompt=f"a red circle moving left on a {background} background", **small))
-        assert abs(float(np.median(frames)) - level) < 0.15
-        difference = frames[..., 0] - frames[..., 2]
-        assert (difference > 0.3).mean() > 0.003
+@pytest.mark.parametrize(
+    "prompt",
+    ["an orange square moving right on a light background", "a green triangle moving right on a dark background"],
+)
+def test_it_shows_what_the_prompt_asks_for(pipe, prompt):
+    """Two combinations that training has not seen."""
+    _, color, shape, _, direction, *_ = prompt.split()
+    assert is_held_out(shape, color, direction)
+    frames = torch.from_numpy(generate(pipe, settings(prompt=prompt))).permute(0, 3, 1, 2)
+    verdicts = judge_clip(read_clip(frames.clamp(0, 1)), parse_caption(prompt)).verdicts
+    wanted = ("object", "color", "shape", "direction", "count", "background")
+    assert {name: verdicts[name] for name in wanted} == dict.fromkeys(wanted, True)
 
 
 def test_the_record_of_the_training_is_kept():

@@ -6,7 +6,7 @@ import string
 from itertools import chain
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from fastdit_pipelines.tiny.world import BACKGROUNDS, COLORS, DIRECTIONS, RELATIONS, SHAPES, SPEEDS
@@ -88,6 +88,11 @@ def build_transformer() -> WanTransformer3DModel:
     )
 
 
+def build_scheduler() -> UniPCMultistepScheduler:
+    """The solver of the published Wan pipelines."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT)
+
+
 def build_pipeline(seed: int = 0) -> WanPipeline:
     """The whole pipeline with random weights.
 
@@ -101,6 +106,6 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
             tokenizer=tokenizer,
             text_encoder=build_text_encoder(len(tokenizer)),
             vae=build_vae().eval(),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
+            scheduler=build_scheduler(),
             transformer=build_transformer().eval(),
         )

@@ -44,7 +44,7 @@ def _default_size(latent_frames: int | None, batch_size: int, weight: float) -> 
 
 def _larger_size(latent_frames: int, batch_size: int, weight: float) -> ClipSize:
     return ClipSize(
-        num_frames=57, size=136, batch_size=batch_size, pool_size=300, weight=weight, latent_frames=latent_frames
+        num_frames=57, size=144, batch_size=batch_size, pool_size=300, weight=weight, latent_frames=latent_frames
     )
 
 
