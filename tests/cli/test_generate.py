@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_video(folder, tmp_path):
     [
         (["--method=magic"], 2, "accepted are 'dense', 'adaptive'"),
         (["--method", "dense", "--compare"], 2, "choose a sparse method"),
-        (["--method=pyramid", "--top-p=0.9"], 2, "method='pyramid' has no setting top_p"),
+        (["--method=pyramid", "--top-p=0.9"], 2, "method 'pyramid' has no such setting"),
         (["--density=1.5"], 2, "density=1.5: accepted is a fraction"),
         (["--top-p=-1"], 2, "top_p=-1.0"),
         (["--dense-steps=1.5"], 2, "dense_steps=1.5"),
