@@ -22,6 +22,7 @@ from fastdit.errors import ConfigError
 from fastdit.validation import check_choice, check_count
 
 DEFAULT_SPARSE = SparseOptions()
+SHOWN_VIDEOS = 12
 
 
 @Parameter(name="*", group="Video")
@@ -135,8 +136,26 @@ def _generated(
         if config is not None:
             # A file of its own: the method may be added to a folder that holds dense videos already.
             begin_run(output, {"config": config.to_dict()}, f"run_{row}.json")
-        report |= _rows(row, judge_samples(pipe, samples, call, fps, config, output, row))
+        results = judge_samples(pipe, samples, call, fps, config, output, row)
+        _draw_first(results, output, row)
+        report |= _rows(row, results)
     return {**report, **record, "num_prompts": num_prompts, "environment": describe_environment()}
+
+
+def _draw_first(results: Sequence[dict[str, Any]], output: Path, row: str) -> None:
+    """Write `<row>_contact_sheet.png`: the first videos, what is wrong with each in its title."""
+    from fastdit_eval.contact_sheet import draw_contact_sheet
+    from fastdit_pipelines.tiny.judge_run import read_video
+
+    clips = []
+    # Somebody who goes on with a run may have moved its videos away; the results do not need them.
+    there = [result for result in results if (output / result["video_path"]).is_file()]
+    for result in there[:SHOWN_VIDEOS]:
+        wrong = [name for name, right in result["verdicts"].items() if not right]
+        title = result["prompt"] + (f" (wrong: {', '.join(wrong)})" if wrong else "")
+        clips.append((title, read_video(output / result["video_path"])))
+    if clips:
+        draw_contact_sheet(clips, output / f"{row}_contact_sheet.png")
 
 
 def _rows(name: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import imageio.v3 as iio
 import pytest
 
 from fastdit.cli import main
@@ -60,6 +61,7 @@ def test_a_run_resumes_and_a_method_is_added(tmp_path, capsys, monkeypatch):
     suite = json.loads((tmp_path / "suite.json").read_text())
     assert videos == sorted(f"{entry['prompt_en']}-0.mp4" for entry in suite)
     results = json.loads((tmp_path / "dense_eval_results.json").read_text())
+    assert iio.imread(tmp_path / "dense_contact_sheet.png").shape[1] == 630
     assert len(results["all"][1]) == 3
 
     # One result is lost; only that video is made again, and the run ends with the same figures.

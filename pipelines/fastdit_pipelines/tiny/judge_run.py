@@ -134,16 +134,25 @@ def judge_videos(videos: Path, prompts: Path | None = None) -> list[dict[str, An
         asked[path] = (prompt, parse_caption(prompt))
     results = []
     for path in tqdm(files, desc="videos"):
-        try:
-            frames = (iio.imread(path) / 255).astype(np.float32)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as a video: {' '.join(str(error).split())[:200]}") from error
+        frames = read_video(path)
         prompt, scene = asked[path]
         two_objects = len(scene.objects) == 2
         results.append(
             {"prompt": prompt, "two_objects": two_objects, "video_path": str(path), **_judged(frames, scene)}
         )
     return results
+
+
+def read_video(path: Path) -> Frames:
+    """Frames `[F, H, W, 3]` of a video file, float32 in [0, 1].
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return (iio.imread(path) / 255).astype(np.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a video: {' '.join(str(error).split())[:200]}") from error
 
 
 def _read_prompts(path: Path) -> dict[str, str]:
