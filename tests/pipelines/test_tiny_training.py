@@ -108,10 +108,12 @@ def test_frames_of_a_subset_keep_their_places():
 @pytest.mark.parametrize("neighbour_share", [0.0, 1.0])
 def test_subsets_of_frames_are_sorted_distinct_and_reach_every_frame(neighbour_share):
     generator = torch.Generator().manual_seed(0)
-    drawn = [draw_frames(7, 3, neighbour_share, generator) for _ in range(200)]
+    drawn = [draw_frames(7, 3, neighbour_share, 0.0, generator) for _ in range(200)]
     assert all(bool((subset.diff() > 0).all()) and len(subset) == 3 for subset in drawn)
     assert set(torch.cat(drawn).tolist()) == set(range(7))
     assert all(bool((subset.diff() == 1).all()) for subset in drawn) == (neighbour_share == 1.0)
+    with_first = [draw_frames(7, 3, neighbour_share, 1.0, generator) for _ in range(50)]
+    assert all(subset[0] == 0 and bool((subset.diff() > 0).all()) for subset in with_first)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])

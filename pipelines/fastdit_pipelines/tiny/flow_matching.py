@@ -23,6 +23,7 @@ class Task:
         padding_share: Captions count as padded to a length drawn between `text_length` and the stock pipeline's 512,
             evenly in the logarithm of the padding up to this share of it.
         neighbour_share: How often the frames of a subset follow on each other.
+        first_frame_share: How often the earliest of them is replaced by the first frame of the clip.
     """
 
     flow_shift: float
@@ -30,6 +31,7 @@ class Task:
     text_length: int
     padding_share: float
     neighbour_share: float
+    first_frame_share: float
 
 
 def flow_matching_loss(
@@ -51,7 +53,7 @@ def flow_matching_loss(
     num_frames = pool.latents.shape[2]
     frames = torch.arange(num_frames)
     if item.latent_frames is not None and item.latent_frames < num_frames:
-        frames = draw_frames(num_frames, item.latent_frames, task.neighbour_share, generator)
+        frames = draw_frames(num_frames, item.latent_frames, task.neighbour_share, task.first_frame_share, generator)
     clips = pool.latents[picked][:, :, frames].float().to(device)
     noise = torch.randn(clips.shape, generator=generator).to(device)
     uniform = torch.sigmoid(torch.randn(batch_size, generator=generator)).to(device)

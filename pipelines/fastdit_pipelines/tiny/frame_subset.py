@@ -9,21 +9,30 @@ import torch
 from diffusers import WanTransformer3DModel
 
 
-def draw_frames(num_frames: int, count: int, neighbour_share: float, generator: torch.Generator) -> torch.Tensor:
+def draw_frames(
+    num_frames: int, count: int, neighbour_share: float, first_frame_share: float, generator: torch.Generator
+) -> torch.Tensor:
     """Sorted indices of `count` out of `num_frames` frames: a run of neighbours, or drawn freely.
+
+    The first latent frame holds one frame of the video where the others hold two: it has to be learnt by itself.
 
     Args:
         num_frames: Latent frames of the clip.
         count: Frames to draw.
         neighbour_share: How often the frames follow on each other.
+        first_frame_share: How often the earliest of them is replaced by the first frame of the clip.
         generator: Random stream.
 
     Returns:
         int64 `[count]`.
     """
     if torch.rand((), generator=generator) < neighbour_share:
-        return torch.arange(count) + torch.randint(num_frames - count + 1, (), generator=generator)
-    return torch.randperm(num_frames, generator=generator)[:count].sort().values
+        frames = torch.arange(count) + torch.randint(num_frames - count + 1, (), generator=generator)
+    else:
+        frames = torch.randperm(num_frames, generator=generator)[:count].sort().values
+    if torch.rand((), generator=generator) < first_frame_share:
+        frames[0] = 0
+    return frames
 
 
 @contextmanager

@@ -96,6 +96,7 @@ class TransformerTraining:
         caption_dropout: Share of clips trained with an empty caption, for classifier-free guidance.
         text_length: Padded caption length; scores stand for up to the stock pipeline's 512 (`caption_padding`).
         neighbour_share: How often the latent frames of a subset follow on each other.
+        first_frame_share: How often the earliest of them is replaced by the first latent frame of the clip.
         ema_decay: Decay of the averaged weights that are shipped.
         seed: Seed of scenes, noise and noise levels.
         save_every: Steps between checkpoints.
@@ -108,6 +109,7 @@ class TransformerTraining:
     caption_dropout: float = 0.1
     text_length: int = 24
     neighbour_share: float = 0.25
+    first_frame_share: float = 0.2
     ema_decay: float = 0.998
     seed: int = 3
     save_every: int = 100
@@ -163,6 +165,7 @@ def train_transformer(pipe: WanPipeline, config: TransformerTraining, directory:
             text_length=config.text_length,
             padding_share=place.padding_share,
             neighbour_share=config.neighbour_share,
+            first_frame_share=config.first_frame_share,
         )
         loss = flow_matching_loss(pipe, pools[item.pool_name], item, task, generator)
         rate = place.rate * min(1.0, (step + 1) / 100)
