@@ -98,16 +98,17 @@ def choose_tiles(
     # The gather also makes [B, H, S, D] contiguous.
     q = gather_tokens(query, order)
     place = None if site is None else (site.transformer, site.layer)
+    method = config.source if isinstance(config, CachedConfig) else config
 
     def build() -> Selection:
-        if config.key_orders:
-            orders = [_key_order(name, query, key, grid, cache) for name in config.key_orders]
+        if method.key_orders:
+            orders = [_key_order(name, query, key, grid, cache) for name in method.key_orders]
             settled = MaskCache() if memory is None else memory.key_orders
-            return select_per_head(q, key, value, grid, config, orders, settled, place)
+            return select_per_head(q, key, value, grid, method, orders, settled, place)
         k, v = gather_tokens(key, order), gather_tokens(value, order)
-        if config.needs_tensors:
-            return Selection(k, v, config.select(q, k, v, grid), order)
-        return Selection(k, v, cache.get(("mask", grid, config, q.device), lambda: config.select(q, k, v, grid)), order)
+        if method.needs_tensors:
+            return Selection(k, v, method.select(q, k, v, grid), order)
+        return Selection(k, v, cache.get(("mask", grid, method, q.device), lambda: method.select(q, k, v, grid)), order)
 
     if isinstance(config, CachedConfig) and memory is not None and site is not None:
         chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, build)

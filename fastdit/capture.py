@@ -57,10 +57,8 @@ class AttentionCapture(AttentionProbe):
         self._layers = None if layers is None else frozenset(layers)
 
     def wants(self, transformer: int, layer: int, step: int) -> bool:
-        """Whether a call is to be kept: its step and layer are chosen, and no other branch of it was kept."""
-        if step not in self.steps or (self._layers is not None and layer not in self._layers):
-            return False
-        return not any((call.transformer, call.layer, call.step) == (transformer, layer, step) for call in self.calls)
+        """Whether a call is to be kept: its layer is chosen too."""
+        return (self._layers is None or layer in self._layers) and super().wants(transformer, layer, step)
 
     def measure(
         self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

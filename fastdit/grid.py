@@ -40,6 +40,16 @@ class VideoGrid:
         return self.frames * self.height * self.width
 
     @property
+    def video_start(self) -> int:
+        """Place of the first video token in the model's sequence."""
+        return self.text_length if self.text_first else 0
+
+    @property
+    def text_start(self) -> int:
+        """Place of the first text token in the model's sequence."""
+        return 0 if self.text_first else self.video_length
+
+    @property
     def length(self) -> int:
         """All tokens of the sequence."""
         return self.video_length + self.text_length

@@ -47,9 +47,8 @@ def token_order(grid: VideoGrid, name: str) -> torch.Tensor:
     Returns:
         int64 `[grid.length]`, a permutation, on the CPU.
     """
-    text_start, video_start = (0, grid.text_length) if grid.text_first else (grid.video_length, 0)
-    text = torch.arange(grid.text_length) + text_start
-    return torch.cat([video_order(grid, name) + video_start, text])
+    text = torch.arange(grid.text_length) + grid.text_start
+    return torch.cat([video_order(grid, name) + grid.video_start, text])
 
 
 def _walk(sizes: _Vector) -> Iterator[_Vector]:

@@ -79,8 +79,7 @@ def view_attention(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, rows
     Returns:
         The measured fields of `LayerView`.
     """
-    first = grid.text_length if grid.text_first else 0
-    video = slice(first, first + grid.video_length)
+    video = slice(grid.video_start, grid.video_start + grid.video_length)
     query, key = query[:, video], key[:, video]
     chosen = profile.sample_rows(grid.video_length, rows)
     middle = ((grid.frames // 2) * grid.height + grid.height // 2) * grid.width + grid.width // 2
@@ -119,6 +118,7 @@ class ProbeSlot(LayerSlot):
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
         self.probe.measure(self, forward, query, key, value)
+        self.probe.done.add((self.transformer, self.layer, forward.tick.step))
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         return out.transpose(1, 2)
@@ -144,14 +144,13 @@ class AttentionProbe:
         self.rows, self.block = rows, block
         self.views: list[LayerView] = []
         self.steps = frozenset(steps)
+        self.done: set[tuple[int, int, int]] = set()
         self._pipe = pipe
         self._session: Session | None = None
 
     def wants(self, transformer: int, layer: int, step: int) -> bool:
         """Whether a call is to be measured: its step is chosen, and no other branch of it was measured."""
-        if step not in self.steps:
-            return False
-        return not any((view.transformer, view.layer, view.step) == (transformer, layer, step) for view in self.views)
+        return step in self.steps and (transformer, layer, step) not in self.done
 
     def measure(
         self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

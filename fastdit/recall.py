@@ -35,8 +35,24 @@ def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> tor
     )
     # The output is not needed: keys stand in for the values.
     _, lse = block_sparse_attention(query, key, key, dense, return_lse=True)
-    mass = block_mass(query, key, lse, q_layout, kv_layout, reduction="sum")
-    return (mass * covered_tiles(mask)).sum((2, 3)) / q_layout.length
+    return recall_given_lse(query, key, lse, mask)
+
+
+def recall_given_lse(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    """Recall over all query rows whose log-sum-exp over all keys is known; see `exact_recall`.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        lse: Natural-log LSE of dense attention `[B, H, Sq]`.
+        mask: What is kept.
+
+    Returns:
+        `[B, H]`, mean over query rows, fp32 (fp64 for fp64 input).
+    """
+    kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
+    mass = block_mass(query, key, lse, mask.q_layout, kv_layout, reduction="sum")
+    return (mass * covered_tiles(mask)).sum((2, 3)) / mask.q_layout.length
 
 
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tiles: int, rows: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.orders import ORDER_NAMES
+from fastdit.selectors.adaptive import self_similarity
 from fastdit_eval.selector_task import Answer, OrderedTokens, Selector, SelectorTask
 from fastdit_kernels import BlockMask, TileLayout, gather_tokens, select_tiles, stratified_rows, tile_means
 
@@ -75,9 +76,9 @@ def sparge_cdf(task: SelectorTask, knob: float, density: float) -> Answer:
     the first value that leaves half of the density to the choice, which is what the authors' tuner searches for.
     """
     tokens = task.ordered("gilbert")
-    alike_q = task.once("alike queries", lambda: _mean_cosine(tokens.query, task.q_layout))
+    alike_q = task.once("alike queries", lambda: self_similarity(tokens.query, task.q_layout))
     centred = tokens.key - tokens.key.mean(2, keepdim=True)
-    alike_k = task.once("alike keys", lambda: _mean_cosine(centred, task.kv_layout))
+    alike_k = task.once("alike keys", lambda: self_similarity(centred, task.kv_layout))
     for gate in SPARGE_GATES:
         kept = (alike_q < gate).unsqueeze(-1) | (alike_k < gate).unsqueeze(-2)
         if kept.float().mean() <= density / 2:
@@ -92,10 +93,6 @@ def sparge_cdf(task: SelectorTask, knob: float, density: float) -> Answer:
         ),
         tokens,
     )
-
-
-def _mean_cosine(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
-    return tile_means(F.normalize(x, dim=-1), layout).square().sum(-1)
 
 
 def _pooled_scores(tokens: OrderedTokens, task: SelectorTask, left_out: torch.Tensor | None = None) -> torch.Tensor:

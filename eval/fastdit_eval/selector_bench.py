@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from fastdit.recall import recall_given_lse
 from fastdit_eval.attention_heads import AttentionHeads
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_methods import method_selectors
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
-from fastdit_kernels import BlockMask, TileLayout, block_mass, block_sparse_attention, gather_tokens, scatter_tokens
+from fastdit_kernels import block_sparse_attention, gather_tokens, scatter_tokens
 from fastdit_kernels.bench import time_together
 from fastdit_kernels.bench_machine import describe_machine
 
@@ -132,25 +133,13 @@ def _quality(task: SelectorTask, answer: Answer) -> dict[str, Any]:
     if answer.mask.kv_layout.num_levels == 1:
         recall = (lse - ordered_lse).exp().mean()
     else:
-        recall = pooled_recall(query, answer.key, ordered_lse, answer.mask)
+        recall = recall_given_lse(query, answer.key, ordered_lse, answer.mask).mean()
     return {
         "error": float(error.mean()),
         "error_by_head": error.tolist(),
         "error_l2": float(difference.norm() / exact.norm()),
         "recall": float(recall),
     }
-
-
-def pooled_recall(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, mask: BlockMask) -> torch.Tensor:
-    """Share of the true mass on the tokens that a mask with pooling levels represents, mean over rows."""
-    layout = mask.kv_layout
-    fine = TileLayout(layout.segments, layout.tile)
-    mass = block_mass(query, key, lse, mask.q_layout, fine, reduction="sum")
-    keep, covered = mask.to_dense(), torch.zeros(mass.shape, dtype=torch.bool)
-    for level in range(layout.num_levels):
-        tiles = layout.level_offset(level) + (torch.arange(fine.num_tiles) >> level)
-        covered |= keep[..., tiles]
-    return torch.where(covered, mass, 0).sum() / lse.numel()
 
 
 def mean_errors(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:

@@ -86,24 +86,6 @@ class CachedConfig(AttentionConfig):
         """That of `source`."""
         return self.source.query_order
 
-    @property
-    def key_orders(self) -> tuple[str, ...]:
-        """Those of `source`."""
-        return self.source.key_orders
-
-    def select_reordered(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        grid: VideoGrid,
-        shares_order: torch.Tensor,
-        *,
-        measure: bool,
-    ) -> tuple[BlockMask, torch.Tensor | None]:
-        """The mask of `source`."""
-        return self.source.select_reordered(query, key, value, grid, shares_order, measure=measure)
-
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, those of `source` within."""
         return {**super().to_dict(), "source": self.source.to_dict()}

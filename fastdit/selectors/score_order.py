@@ -23,10 +23,9 @@ def score_order(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, samples
     Returns:
         int64 `[H, S]`, a permutation of the model's sequence per head; of equal keys the earlier comes first.
     """
-    text_start, video_start = (0, grid.text_length) if grid.text_first else (grid.video_length, 0)
-    video = slice(video_start, video_start + grid.video_length)
+    video = slice(grid.video_start, grid.video_start + grid.video_length)
     wide = torch.promote_types(query.dtype, torch.float32)
-    picked = sample_rows(grid.video_length, samples).to(query.device) + video_start
+    picked = sample_rows(grid.video_length, samples).to(query.device) + grid.video_start
     rows, keys = query.index_select(2, picked), key[:, :, video]
     batch, heads, count, dim = rows.shape
     step = max(1, WORKSPACE_BYTES // (batch * count * grid.video_length * wide.itemsize))
@@ -35,6 +34,6 @@ def score_order(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, samples
         some = slice(first, first + step)
         scores = rows[:, some].to(wide) @ keys[:, some].to(wide).mT * dim**-0.5
         received.append(scores.softmax(3).mean((0, 2)))
-    ranked = torch.sort(torch.cat(received), dim=1, descending=True, stable=True).indices + video_start
-    text = torch.arange(text_start, text_start + grid.text_length, device=query.device)
+    ranked = torch.sort(torch.cat(received), dim=1, descending=True, stable=True).indices + grid.video_start
+    text = torch.arange(grid.text_length, device=query.device) + grid.text_start
     return torch.cat([ranked, text.expand(heads, -1)], 1)

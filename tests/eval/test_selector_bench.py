@@ -5,9 +5,10 @@ import torch
 
 from fastdit import ConfigError, VideoGrid
 from fastdit.config import METHODS
+from fastdit.recall import recall_given_lse
 from fastdit_eval.attention_heads import AttentionHeads, make_heads
 from fastdit_eval.selector_baselines import BASELINES
-from fastdit_eval.selector_bench import bisect_knob, mean_errors, measure, pooled_recall, run_selector_bench
+from fastdit_eval.selector_bench import bisect_knob, mean_errors, measure, run_selector_bench
 from fastdit_eval.selector_methods import VARIANTS, method_selectors
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
 from fastdit_kernels import block_sparse_attention, gather_tokens
@@ -170,7 +171,7 @@ def test_pooled_recall_counts_every_level(task):
     answer = BY_NAME["PSA"].select(task, 1.0, 0.15)
     tokens = task.ordered("gilbert")
     lse = gather_tokens(task.exact[1].unsqueeze(-1), tokens.order).squeeze(-1)
-    got = pooled_recall(tokens.query, tokens.key, lse, answer.mask)
+    got = recall_given_lse(tokens.query, tokens.key, lse, answer.mask).mean()
     expected = torch.where(kept_tokens(answer, task), probabilities(task)[0], 0).sum(-1).mean()
     assert float(got) == pytest.approx(float(expected), abs=1e-4)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from diffusers import WanPipeline
 from tqdm.auto import tqdm
 
+from fastdit_pipelines.tiny.run_directory import save_whole
 from fastdit_pipelines.tiny.world import SceneSampler, render
 
 
@@ -65,9 +65,7 @@ def load_pool(pipe: WanPipeline, clip_size: ClipSize, seed: int, folder: Path) -
     if path.exists():
         return ClipPool(*torch.load(path, weights_only=True))
     pool = encode_pool(pipe, clip_size, seed)
-    partial = path.with_suffix(".partial")
-    torch.save((pool.latents, pool.captions), partial)
-    os.replace(partial, path)
+    save_whole((pool.latents, pool.captions), path)
     return pool
 
 

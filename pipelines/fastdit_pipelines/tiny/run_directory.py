@@ -10,6 +10,13 @@ from typing import Any
 import torch
 
 
+def save_whole(data: object, path: Path) -> None:
+    """`torch.save` in one step: `path` holds all of the data, or what it held before."""
+    partial = path.with_suffix(".partial")
+    torch.save(data, partial)
+    os.replace(partial, path)
+
+
 class RunDirectory:
     """A folder with `<name>.pt` (latest checkpoint), `<name>_loss.jsonl` and `<name>_config.json`.
 
@@ -26,9 +33,7 @@ class RunDirectory:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint in one step, so that a kill leaves the old or the new one, never half."""
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        save_whole(state, self.checkpoint)
 
     def load(self) -> dict[str, Any] | None:
         """The latest checkpoint, or `None` at the first start."""
