@@ -18,11 +18,11 @@ import torch
 
 from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.bench_baselines import Dense, dense_baselines
+from fastdit_kernels.bench_check import check_kernel, random_inputs, random_mask
 from fastdit_kernels.bench_machine import describe_machine
 from fastdit_kernels.bench_shapes import CPU_SHAPES, MODEL_SHAPES, QUICK_SHAPES, ModelShape
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import resolve
-from fastdit_kernels.errors import FastDitError
 from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.scores import tile_scores
 from fastdit_kernels.selection import select_tiles
@@ -31,63 +31,7 @@ from fastdit_kernels.token_moves import gather_to_tiles, scatter_from_tiles
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 QUICK_DENSITIES = (0.1, 0.3)
-SPREAD = 8.0
-# Largest error against fp64, relative to the largest output, for inputs of unit variance.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-CHECK_LENGTH = 1000
 POOLED_LEVELS = 4
-
-
-class WrongResultError(FastDitError):
-    """A kernel disagrees with the reference; its speed means nothing."""
-
-
-def random_mask(
-    shape: tuple[int, int, int, int], tile: int, density: float, uneven: bool, seed: int = 0, kv_tile: int | None = None
-) -> BlockMask:
-    """Random tiles at a density.
-
-    Args:
-        shape: `[B, H, S, D]` of the attention.
-        tile: Rows of query tiles.
-        density: Mean share of key tiles per row.
-        uneven: Rows differ by up to a factor of 8 instead of being equally long.
-        seed: Seed of the choice.
-        kv_tile: Rows of key tiles, default `tile`.
-    """
-    batch, heads, length, _ = shape
-    kv_tile = kv_tile or tile
-    tiles, kv_tiles = -(-length // tile), -(-length // kv_tile)
-    generator = torch.Generator().manual_seed(seed)
-    share = torch.full((batch, heads, tiles), density)
-    if uneven:
-        share = SPREAD ** torch.rand(share.shape, generator=generator)
-        share *= density / share.mean()
-    counts = (share * kv_tiles).round().clamp(1, kv_tiles).long()
-    rank = torch.rand((batch, heads, tiles, kv_tiles), generator=generator).argsort(-1).argsort(-1)
-    return BlockMask.from_dense(rank < counts.unsqueeze(-1), q_len=length, kv_len=length, q_tile=tile, kv_tile=kv_tile)
-
-
-def check_kernel(
-    implementation: str, head_dim: int, dtype: torch.dtype, uneven: bool, tile: int, device: torch.device
-) -> float:
-    """Largest relative error against the fp64 reference, on a short ragged sequence of the same kind.
-
-    Raises:
-        WrongResultError: It exceeds what the dtype explains.
-    """
-    shape = (1, 1, CHECK_LENGTH, head_dim)
-    query, key, value = _inputs(shape, dtype, device)
-    mask = random_mask(shape, tile, 0.4, uneven).to(device)
-    out = block_sparse_attention(query, key, value, mask, implementation=implementation).double()
-    exact = block_sparse_attention(query.double(), key.double(), value.double(), mask, implementation="reference")
-    error = ((out - exact).abs().max() / exact.abs().max()).item()
-    if not error <= TOLERANCE[dtype]:
-        raise WrongResultError(
-            f"implementation={implementation!r} is wrong at head_dim {head_dim} in {dtype}: "
-            f"relative error {error:.1e}, accepted is {TOLERANCE[dtype]:.0e}. It is not timed."
-        )
-    return error
 
 
 def time_together(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
@@ -113,11 +57,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    generator = torch.Generator(device).manual_seed(1)
-    return [torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype) for _ in range(3)]
-
-
 def bench_case(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
@@ -130,7 +69,7 @@ def bench_case(
 ) -> dict[str, Any]:
     """One line of the result: the case, its error, the time of each kernel and the speed-up over the best dense one."""
     device = device or torch.device("cpu")
-    query, key, value = _inputs(shape, dtype, device)
+    query, key, value = random_inputs(shape, dtype, device)
     chosen = resolve(implementation, query, (tile, tile))
     error = check_kernel(chosen, shape[-1], dtype, uneven, tile, device)
     mask = random_mask(shape, tile, density, uneven).to(device)

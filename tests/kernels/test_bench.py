@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdit_kernels import bench
+from fastdit_kernels.bench_check import WrongResultError, random_pooled_mask
 from fastdit_kernels.bench_shapes import MODEL_SHAPES, ModelShape
 from fastdit_kernels.implementations import torch_gather
 
@@ -14,8 +15,26 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     attend = torch_gather.attend
     monkeypatch.setattr(torch_gather, "attend", lambda *args: tuple(1.01 * part for part in attend(*args)))
     monkeypatch.setattr(bench, "time_together", lambda *_: pytest.fail("timed"))
-    with pytest.raises(bench.WrongResultError, match="is not timed"):
+    with pytest.raises(WrongResultError, match="is not timed"):
         bench.run_bench(device=torch.device("cpu"), shapes=TINY, quick=True)
+
+
+def test_a_kernel_that_is_wrong_on_pooled_tiles_alone_is_not_timed(monkeypatch):
+    attend = torch_gather.attend
+
+    def takes_pooled_tokens_for_single_ones(query, key, value, row_members, *rest):
+        return attend(query, key, value, row_members.clamp(max=1), *rest)
+
+    monkeypatch.setattr(torch_gather, "attend", takes_pooled_tokens_for_single_ones)
+    with pytest.raises(WrongResultError, match="pooled tiles"):
+        bench.run_bench(device=torch.device("cpu"), shapes=TINY, quick=True)
+
+
+def test_the_pooled_mask_of_the_check_uses_every_level_and_no_token_twice():
+    mask = random_pooled_mask((1, 2, 1000, 32), 32)
+    mask.validate()
+    levels = mask.kv_layout.tile_levels()[mask.to_dense().nonzero()[:, -1]]
+    assert levels.unique().tolist() == [0, 1, 2]
 
 
 def test_figures_follow_from_the_times(monkeypatch):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastdit_kernels.bench import bench_case, random_mask
+from fastdit_kernels.bench import bench_case
+from fastdit_kernels.bench_check import random_mask
 
 
 @pytest.mark.slow
