@@ -13,6 +13,7 @@ from fastdit.grid import VideoGrid
 from fastdit.selectors import adaptive
 from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
+from fastdit_kernels.tile_layout import MAX_LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class AdaptiveConfig(AttentionConfig):
         stride: Run length of `"antidiagonal"`, a divisor of both tile sizes; its cost falls with it.
         min_similarity: Tiles whose members have a smaller mean cosine are always kept, past the cap; `None` for no
             such gate.
+        pooled_level: What is not kept is covered by pooled tiles of up to this level (level `l` pools runs of `2**l`
+            tokens), no key twice; they count towards the density, as one tile each. `None` drops it.
     """
 
     method: ClassVar[str] = "adaptive"
@@ -44,6 +47,7 @@ class AdaptiveConfig(AttentionConfig):
     samples: int = 4
     stride: int = 8
     min_similarity: float | None = None
+    pooled_level: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +61,10 @@ class AdaptiveConfig(AttentionConfig):
         check_count("stride", self.stride, 1)
         if self.min_similarity is not None:
             check_fraction("min_similarity", self.min_similarity)
+        if self.pooled_level is not None:
+            check_count("pooled_level", self.pooled_level, 1)
+            if self.pooled_level >= MAX_LEVELS:
+                raise ConfigError(f"pooled_level={self.pooled_level}: accepted is an integer below {MAX_LEVELS}")
         if self.estimator == "antidiagonal" and (self.q_tile % self.stride or self.kv_tile % self.stride):
             raise ConfigError(
                 f"stride={self.stride} with q_tile={self.q_tile} and kv_tile={self.kv_tile}: "
@@ -84,4 +92,5 @@ class AdaptiveConfig(AttentionConfig):
             samples=self.samples,
             stride=self.stride,
             min_similarity=self.min_similarity,
+            pooled_level=self.pooled_level,
         )
