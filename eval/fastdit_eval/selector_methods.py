@@ -49,6 +49,9 @@ def _band(knob: float, grid: VideoGrid) -> str:
 VARIANTS: dict[str, dict[str, Variant]] = {
     "adaptive": {
         "adaptive": Variant({"density": _plain}),
+        "adaptive auto": Variant({"density": _plain, "order": "auto"}),
+        "adaptive pooled": Variant({"density": _plain, "complement": "all"}),
+        "adaptive auto pooled": Variant({"density": _plain, "order": "auto", "complement": "auto"}),
         "adaptive sampled": Variant({"density": _plain, "estimator": "sampled"}),
         "adaptive antidiagonal": Variant({"density": _plain, "estimator": "antidiagonal"}),
         "adaptive raster": Variant({"density": _plain, "order": "raster"}),

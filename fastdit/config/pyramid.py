@@ -32,8 +32,8 @@ class PyramidConfig(AttentionConfig):
         kv_samples: Tokens seen of each key tile by the estimates; `None` for all. Fewer are cheaper, but miss peaks.
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
-        order: `"gilbert"`, `"raster"`, `"space_major"`, `"score"` (by attention received, per head), or `"auto"`: per
-            head the one of these four that errs least on the sampled rows, settled once per run and layer.
+        order: A name that `orders.video_order` knows, `"score"` (by attention received, per head), or `"auto"`: per
+            head the one of all these that errs least on the sampled rows, settled once per run and layer.
     """
 
     method: ClassVar[str] = "pyramid"

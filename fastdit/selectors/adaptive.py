@@ -48,6 +48,7 @@ def select(
     stride: int = 8,
     min_similarity: float | None = None,
     pooled_level: int | None = None,
+    shares_order: torch.Tensor | None = None,
 ) -> BlockMask:
     """Build the mask of one layer.
 
@@ -66,6 +67,8 @@ def select(
             `max_tiles`; such key tiles take no part in the estimate. `None` has no such gate.
         pooled_level: Coarsest level of the tiles that cover what is not kept; `None` drops it. A pooled tile counts
             as one. The own tile is then kept only by its mass: it cannot be lost.
+        shares_order: bool `[H]`: heads whose keys are in the order of the queries; of others the own tile is not
+            forced. `None` if all are.
 
     Returns:
         A mask whose rows list tiles in ascending order.
@@ -73,7 +76,7 @@ def select(
     scores = tile_scores(
         query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
     )
-    forced = None if pooled_level is not None else own_tiles(q_layout, kv_layout, query.device)
+    forced = None if pooled_level is not None else _own_tiles(q_layout, kv_layout, shares_order, query.device)
     if min_similarity is not None:
         mixed_q = self_similarity(query, q_layout) < min_similarity
         # Softmax does not see what all keys have in common, so the cosine must not either.
@@ -87,6 +90,18 @@ def select(
     return select_tiles(
         scores, q_layout, kv_layout, top_p=top_p, min_tiles=min_tiles, max_tiles=max_tiles, forced=forced
     )
+
+
+def _own_tiles(
+    q_layout: TileLayout, kv_layout: TileLayout, shares_order: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Tiles kept in any case, bool `[NQ, NK]` or `[H, NQ, NK]`; the own tile only where keys have the same order."""
+    own = own_tiles(q_layout, kv_layout, device)
+    if shares_order is None:
+        return own
+    text = own.clone()
+    text[: q_layout.segment_tiles(0)[0], : kv_layout.segment_tiles(0)[0]] = False
+    return torch.where(shares_order.view(-1, 1, 1), own, text)
 
 
 def _cover(
