@@ -52,6 +52,9 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "adaptive auto": Variant({"density": _plain, "order": "auto"}),
         "adaptive pooled": Variant({"density": _plain, "complement": "all"}),
         "adaptive auto pooled": Variant({"density": _plain, "order": "auto", "complement": "auto"}),
+        "adaptive auto pooled rows": Variant(
+            {"density": _plain, "order": "auto", "complement": "auto", "estimator": "rows"}
+        ),
         "adaptive sampled": Variant({"density": _plain, "estimator": "sampled"}),
         "adaptive antidiagonal": Variant({"density": _plain, "estimator": "antidiagonal"}),
         "adaptive raster": Variant({"density": _plain, "order": "raster"}),

@@ -32,8 +32,9 @@ class AdaptiveConfig(AttentionConfig):
         min_density: Floor: least share of key tiles kept per query tile.
         max_density: Cap: largest share of key tiles kept per query tile.
         density: Fixed share instead: overrides the three above.
-        estimator: `"mean"` of each tile (cheapest), `"sampled"` tokens, or `"antidiagonal"` runs (dearest).
-        samples: Tokens of each tile that `"sampled"` looks at.
+        estimator: `"mean"` of each tile (cheapest), `"sampled"` tokens, `"antidiagonal"` runs (dearest), or sampled
+            `"rows"` of each query tile against all keys.
+        samples: Tokens of each tile that `"sampled"` looks at; of each query tile for `"rows"`.
         stride: Run length of `"antidiagonal"`, a divisor of both tile sizes; its cost falls with it.
         min_similarity: Tiles whose members have a smaller mean cosine are always kept, past the cap; `None` for no
             such gate.

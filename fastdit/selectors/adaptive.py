@@ -1,7 +1,8 @@
 """Adaptive selection: estimate the softmax mass of every tile pair, keep the heaviest per row.
 
 The estimate is a proper softmax over representatives of the key tiles, weighted by their token counts: tile means
-(SpargeAttn), sampled tokens (Video-BLADE's ASA) or antidiagonals (XAttention). The rule per row is top-p with a floor
+(SpargeAttn), sampled tokens (Video-BLADE's ASA) or antidiagonals (XAttention); or it is exact for a few query rows,
+which no peak among the keys escapes. The rule per row is top-p with a floor
 and a cap. A gate after SpargeAttn keeps tiles that no representative can stand for. What is not kept is dropped, or
 covered by pooled tiles (`pooled_cover`).
 """
@@ -15,9 +16,17 @@ import torch.nn.functional as F
 
 from fastdit.selectors.own_tiles import own_tiles
 from fastdit.selectors.pooled_cover import cover_mask, refine_cover
-from fastdit_kernels import BlockMask, TileLayout, select_tiles, tile_means, tile_scores
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    sampled_mass,
+    select_tiles,
+    stratified_rows,
+    tile_means,
+    tile_scores,
+)
 
-EstimatorName = Literal["mean", "sampled", "antidiagonal"]
+EstimatorName = Literal["mean", "sampled", "antidiagonal", "rows"]
 ESTIMATOR_NAMES: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 
@@ -60,8 +69,8 @@ def select(
         top_p: Share of the estimated mass to keep per row; `None` keeps `max_tiles` in every row.
         min_tiles: Least tiles per row.
         max_tiles: Most tiles per row, unless more are forced.
-        estimator: How the mass is estimated, see `fastdit_kernels.tile_scores`.
-        samples: Tokens of each tile that `"sampled"` looks at.
+        estimator: How the mass is estimated, see `fastdit_kernels.tile_scores`, and `sampled_mass` for `"rows"`.
+        samples: Tokens of each tile that `"sampled"` looks at; of each query tile for `"rows"`.
         stride: Run length of `"antidiagonal"`.
         min_similarity: Rows of query tiles and columns of key tiles with less `self_similarity` are kept whole, past
             `max_tiles`; such key tiles take no part in the estimate. `None` has no such gate.
@@ -73,9 +82,13 @@ def select(
     Returns:
         A mask whose rows list tiles in ascending order.
     """
-    scores = tile_scores(
-        query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
-    )
+    if estimator == "rows":
+        picked = stratified_rows(q_layout, samples, query.device)
+        scores = sampled_mass(query.index_select(2, picked), key, kv_layout, q_samples=samples)
+    else:
+        scores = tile_scores(
+            query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
+        )
     forced = None if pooled_level is not None else _own_tiles(q_layout, kv_layout, shares_order, query.device)
     if min_similarity is not None:
         mixed_q = self_similarity(query, q_layout) < min_similarity
