@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastdit.compensation import masked_attention
 from fastdit.config import AttentionConfig, CachedConfig
 from fastdit.grid import VideoGrid
 from fastdit.key_orders import Selection, select_per_head
@@ -15,7 +16,7 @@ from fastdit.orders import token_order
 from fastdit.run_memory import RunMemory
 from fastdit.selectors.score_order import score_order
 from fastdit.statistics import ReuseRecord
-from fastdit_kernels import BlockMask, block_sparse_attention, gather_tokens, invert_order
+from fastdit_kernels import BlockMask, gather_tokens, invert_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def sparse_step(
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     q, chosen, reuse = choose_tiles(query, key, value, grid, config, cache, memory, site)
-    out = block_sparse_attention(q, chosen.key, chosen.value, chosen.mask, implementation=config.implementation)
+    out = masked_attention(q, chosen.key, chosen.value, chosen.mask, config)
     inverse = _orders(grid, config.query_order, query.device, cache)[1]
     return StepResult(out.transpose(1, 2).index_select(1, inverse), chosen.mask, q, chosen.key, reuse)
 

@@ -14,7 +14,7 @@ import torch
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 
-OrderName = Literal["gilbert", "raster", "space_major"]
+OrderName = Literal["gilbert", "raster", "space_major", "frame_gilbert"]
 ORDER_NAMES: tuple[str, ...] = get_args(OrderName)
 
 _Vector = tuple[int, int, int]
@@ -25,8 +25,8 @@ def video_order(grid: VideoGrid, name: str) -> torch.Tensor:
 
     Args:
         grid: Geometry; its text is ignored.
-        name: `"gilbert"` (compact in 3-D), `"raster"` (frame by frame) or `"space_major"` (place by place, all its
-            frames in a row).
+        name: `"gilbert"` (compact in 3-D), `"raster"` (frame by frame), `"space_major"` (place by place, all its
+            frames in a row) or `"frame_gilbert"` (frame by frame, compact in 2-D within a frame).
 
     Returns:
         int64 `[grid.video_length]`, a permutation, on the CPU.
@@ -38,6 +38,12 @@ def video_order(grid: VideoGrid, name: str) -> torch.Tensor:
     if name == "gilbert":
         cells = torch.tensor(list(_walk((grid.frames, grid.height, grid.width))))
         return (cells[:, 0] * grid.height + cells[:, 1]) * grid.width + cells[:, 2]
+    if name == "frame_gilbert":
+        size = grid.height * grid.width
+        cells = torch.tensor(list(_walk((1, grid.height, grid.width))))
+        frame = cells[:, 1] * grid.width + cells[:, 2]
+        # Every other frame is walked backwards, so that the way goes on at the place where it left the last frame.
+        return torch.cat([(frame.flip(0) if number % 2 else frame) + number * size for number in range(grid.frames)])
     raise ConfigError(f"order={name!r} is unknown; accepted are {', '.join(map(repr, ORDER_NAMES))}")
 
 

@@ -45,10 +45,18 @@ def _band(knob: float, grid: VideoGrid) -> str:
     return f"diagonal:{max(0.01, knob * grid.frames):.3f}"
 
 
+# Heads are read in full or covered by pooled tiles, whichever errs less.
+_EITHER: dict[str, Any] = {"density": _plain, "complement": "auto", "estimator": "rows"}
+
 # A method that is not listed here is asked through its field `density`, or runs with its defaults if it has none.
 VARIANTS: dict[str, dict[str, Variant]] = {
     "adaptive": {
         "adaptive": Variant({"density": _plain}),
+        "adaptive pooled": Variant({"density": _plain, "complement": "all"}),
+        "adaptive auto": Variant({"density": _plain, "order": "auto", "estimator": "rows"}),
+        "adaptive auto pooled": Variant(_EITHER | {"order": "auto"}),
+        "adaptive space_major pooled": Variant(_EITHER | {"order": "space_major"}),
+        "adaptive frame_gilbert pooled": Variant(_EITHER | {"order": "frame_gilbert"}),
         "adaptive sampled": Variant({"density": _plain, "estimator": "sampled"}),
         "adaptive antidiagonal": Variant({"density": _plain, "estimator": "antidiagonal"}),
         "adaptive raster": Variant({"density": _plain, "order": "raster"}),

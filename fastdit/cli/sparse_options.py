@@ -31,6 +31,8 @@ class SparseOptions:
         min_density: Least share of key tiles per query tile (adaptive).
         max_density: Largest share of key tiles per query tile (adaptive).
         density: Share of key tiles (pyramid); fixed, instead of the three above (adaptive).
+        complement: What becomes of keys that are not kept: none (dropped), all (pooled) or auto, per head (adaptive).
+        rho: Weigh what is kept by its share of the true mass (adaptive).
         num_levels: Pooling levels, level 0 included (pyramid).
         pattern: What to keep, e.g. "radial|sink" or "window:3,9,9|frames:2" (static).
         source: Method that builds the masks, by default adaptive; its settings are given beside it (cached).
@@ -39,7 +41,8 @@ class SparseOptions:
         min_recall: Share of its first recall that a head's mask must keep to be reused (cached).
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
-        order: Token order: gilbert, raster or space_major; of the keys, and also score or auto, for pyramid.
+        order: Token order: gilbert, raster, space_major or frame_gilbert; score or auto order keys alone (pyramid,
+            which orders keys alone in any case, and adaptive).
         min_tokens: Shorter sequences stay dense.
         implementation: Kernel: auto, triton, flex, torch or reference.
     """
@@ -48,6 +51,8 @@ class SparseOptions:
     min_density: float | None = None
     max_density: float | None = None
     density: float | None = None
+    complement: str | None = None
+    rho: bool | None = None
     num_levels: int | None = None
     pattern: str | None = None
     source: str | None = None

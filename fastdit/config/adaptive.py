@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 
 from fastdit.config.base import AttentionConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
+from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import adaptive
+from fastdit.selectors.sampled_error import sample_exactly
 from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
+from fastdit_kernels.tile_layout import MAX_LEVELS
+
+Complement = Literal["none", "all", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +32,26 @@ class AdaptiveConfig(AttentionConfig):
         min_density: Floor: least share of key tiles kept per query tile.
         max_density: Cap: largest share of key tiles kept per query tile.
         density: Fixed share instead: overrides the three above.
-        estimator: `"mean"` of each tile (cheapest), `"sampled"` tokens, or `"antidiagonal"` runs (dearest).
-        samples: Tokens of each tile that `"sampled"` looks at.
+        estimator: `"mean"` of each tile (cheapest), `"sampled"` tokens, `"antidiagonal"` runs (dearest), or sampled
+            `"rows"` of each query tile against all keys.
+        samples: Tokens of each tile that `"sampled"` looks at; of each query tile for `"rows"`.
         stride: Run length of `"antidiagonal"`, a divisor of both tile sizes; its cost falls with it.
         min_similarity: Tiles whose members have a smaller mean cosine are always kept, past the cap; `None` for no
             such gate.
+        complement: What becomes of keys that are not kept. `"none"`: they are dropped. `"all"`: pooled tiles cover
+            them, no key twice; these count towards the density, as one tile each. `"auto"`: per head what errs less,
+            measured on 32 query rows.
+        pooled_level: Coarsest level of the pooled tiles; level `l` pools runs of `2**l` tokens.
+        rho: Weigh what is kept by its share of the true softmax mass, from the exact log-sum-exp of 4 rows of each
+            query tile, and pooled tiles by the rest (Re-ttention's idea, `compensation.corrected_attention`).
+        order: `"gilbert"`, `"raster"`, `"space_major"` or `"frame_gilbert"` for queries and keys alike; or keys by
+            `"score"` (attention received, per head) and queries in Gilbert order; or `"auto"`: queries in Gilbert
+            order and keys, per head, in the one of these five that errs least on 32 query rows, settled once per run
+            and layer.
     """
 
     method: ClassVar[str] = "adaptive"
+    order_names: ClassVar[tuple[str, ...]] = (*ORDER_NAMES, "score", "auto")
 
     top_p: float = 0.9
     min_density: float = 0.05
@@ -44,6 +61,9 @@ class AdaptiveConfig(AttentionConfig):
     samples: int = 4
     stride: int = 8
     min_similarity: float | None = None
+    complement: Complement = "none"
+    pooled_level: int = 5
+    rho: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +77,10 @@ class AdaptiveConfig(AttentionConfig):
         check_count("stride", self.stride, 1)
         if self.min_similarity is not None:
             check_fraction("min_similarity", self.min_similarity)
+        check_choice("complement", self.complement, get_args(Complement))
+        check_count("pooled_level", self.pooled_level, 1)
+        if self.pooled_level >= MAX_LEVELS:
+            raise ConfigError(f"pooled_level={self.pooled_level}: accepted is an integer below {MAX_LEVELS}")
         if self.estimator == "antidiagonal" and (self.q_tile % self.stride or self.kv_tile % self.stride):
             raise ConfigError(
                 f"stride={self.stride} with q_tile={self.q_tile} and kv_tile={self.kv_tile}: "
@@ -68,8 +92,61 @@ class AdaptiveConfig(AttentionConfig):
                 "the floor must not pass the cap"
             )
 
+    @property
+    def query_order(self) -> str:
+        """Gilbert order where keys have an order of their own; else that of the keys."""
+        return "gilbert" if self.key_orders else self.order
+
+    @property
+    def key_orders(self) -> tuple[str, ...]:
+        """The candidates of each head; none where keys share the order of the queries."""
+        if self.order == "auto":
+            return (*ORDER_NAMES, "score")
+        return ("score",) if self.order == "score" else ()
+
+    @property
+    def corrects_mass(self) -> bool:
+        """As `rho` says."""
+        return self.rho
+
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
-        """Choose tiles by estimated mass; see `selectors.adaptive.select`."""
+        """Choose tiles for keys in the order of the queries; see `selectors.adaptive.select`."""
+        shares_order = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
+        return self.select_reordered(query, key, value, grid, shares_order, measure=False)[0]
+
+    def select_reordered(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        *,
+        measure: bool,
+    ) -> tuple[BlockMask, torch.Tensor | None]:
+        """Choose tiles for keys in any order; the error is measured exactly, on 32 query rows."""
+        levels = {"none": (None,), "all": (self.pooled_level,), "auto": (None, self.pooled_level)}[self.complement]
+        masks = [self._mask(query, key, grid, shares_order, level) for level in levels]
+        if len(masks) == 1 and not measure:
+            return masks[0], None
+        rows = sample_exactly(query, key, value, masks[0].q_layout)
+        errors = [rows.error(key, value, mask) for mask in masks]
+        if len(masks) == 1:
+            return masks[0], errors[0]
+        dropping, pooling = masks
+        pools = errors[1] < errors[0]
+        # The numbers of level-0 tiles are the same in both layouts.
+        mask = BlockMask(
+            torch.where(pools[..., None, None], pooling.indices, dropping.indices),
+            torch.where(pools[..., None], pooling.counts, dropping.counts),
+            pooling.q_layout,
+            pooling.kv_layout,
+        )
+        return mask, torch.minimum(*errors)
+
+    def _mask(
+        self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, shares_order: torch.Tensor, level: int | None
+    ) -> BlockMask:
         q_layout, kv_layout = TileLayout(grid.segments, self.q_tile), TileLayout(grid.segments, self.kv_tile)
         low, high = (self.min_density, self.max_density) if self.density is None else (self.density, self.density)
         return adaptive.select(
@@ -84,4 +161,6 @@ class AdaptiveConfig(AttentionConfig):
             samples=self.samples,
             stride=self.stride,
             min_similarity=self.min_similarity,
+            pooled_level=level,
+            shares_order=shares_order,
         )

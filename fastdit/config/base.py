@@ -26,7 +26,7 @@ class AttentionConfig:
         schedule: Steps and layers that stay dense.
         q_tile: Query rows of a tile.
         kv_tile: Key rows of a tile.
-        order: Token order: `"gilbert"`, `"raster"` or `"space_major"`.
+        order: Token order: `"gilbert"`, `"raster"`, `"space_major"` or `"frame_gilbert"`, see `orders.video_order`.
         min_tokens: Sequences shorter than this stay dense, because skipping would not pay.
         implementation: Kernel: `"auto"`, `"triton"`, `"flex"`, `"torch"` or `"reference"`.
     """
@@ -75,6 +75,11 @@ class AttentionConfig:
         Names that `orders.token_order` knows, and `"score"`. A method with any has `select_reordered`.
         """
         return ()
+
+    @property
+    def corrects_mass(self) -> bool:
+        """Whether the output is corrected for the mass that masks miss, see `compensation.corrected_attention`."""
+        return False
 
     def select_reordered(
         self,

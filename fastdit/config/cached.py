@@ -86,6 +86,11 @@ class CachedConfig(AttentionConfig):
         """That of `source`."""
         return self.source.query_order
 
+    @property
+    def corrects_mass(self) -> bool:
+        """As `source` says, anew in every step."""
+        return self.source.corrects_mass
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, those of `source` within."""
         return {**super().to_dict(), "source": self.source.to_dict()}

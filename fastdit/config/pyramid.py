@@ -17,6 +17,8 @@ from fastdit.validation import check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
 
+AUTO_ORDERS = ("gilbert", "raster", "space_major", "score")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidConfig(AttentionConfig):
@@ -32,8 +34,8 @@ class PyramidConfig(AttentionConfig):
         kv_samples: Tokens seen of each key tile by the estimates; `None` for all. Fewer are cheaper, but miss peaks.
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
-        order: `"gilbert"`, `"raster"`, `"space_major"`, `"score"` (by attention received, per head), or `"auto"`: per
-            head the one of these four that errs least on the sampled rows, settled once per run and layer.
+        order: A name that `orders.video_order` knows, `"score"` (by attention received, per head), or `"auto"`: per
+            head the one of `AUTO_ORDERS` that errs least on the sampled rows, settled once per run and layer.
     """
 
     method: ClassVar[str] = "pyramid"
@@ -64,7 +66,7 @@ class PyramidConfig(AttentionConfig):
     @property
     def key_orders(self) -> tuple[str, ...]:
         """The candidates of each head."""
-        return (*ORDER_NAMES, "score") if self.order == "auto" else (self.order,)
+        return AUTO_ORDERS if self.order == "auto" else (self.order,)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Choose tiles for keys in the order of the queries; see `selectors.pyramid.select`."""

@@ -1,8 +1,10 @@
 """Adaptive selection: estimate the softmax mass of every tile pair, keep the heaviest per row.
 
 The estimate is a proper softmax over representatives of the key tiles, weighted by their token counts: tile means
-(SpargeAttn), sampled tokens (Video-BLADE's ASA) or antidiagonals (XAttention). The rule per row is top-p with a floor
-and a cap. A gate after SpargeAttn keeps tiles that no representative can stand for.
+(SpargeAttn), sampled tokens (Video-BLADE's ASA) or antidiagonals (XAttention); or it is exact for a few query rows,
+which no peak among the keys escapes. The rule per row is top-p with a floor
+and a cap. A gate after SpargeAttn keeps tiles that no representative can stand for. What is not kept is dropped, or
+covered by pooled tiles (`pooled_cover`).
 """
 
 from __future__ import annotations
@@ -13,9 +15,18 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.selectors.own_tiles import own_tiles
-from fastdit_kernels import BlockMask, TileLayout, select_tiles, tile_means, tile_scores
+from fastdit.selectors.pooled_cover import cover_mask, refine_cover
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    sampled_mass,
+    select_tiles,
+    stratified_rows,
+    tile_means,
+    tile_scores,
+)
 
-EstimatorName = Literal["mean", "sampled", "antidiagonal"]
+EstimatorName = Literal["mean", "sampled", "antidiagonal", "rows"]
 ESTIMATOR_NAMES: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 
@@ -45,6 +56,8 @@ def select(
     samples: int = 4,
     stride: int = 8,
     min_similarity: float | None = None,
+    pooled_level: int | None = None,
+    shares_order: torch.Tensor | None = None,
 ) -> BlockMask:
     """Build the mask of one layer.
 
@@ -56,26 +69,75 @@ def select(
         top_p: Share of the estimated mass to keep per row; `None` keeps `max_tiles` in every row.
         min_tiles: Least tiles per row.
         max_tiles: Most tiles per row, unless more are forced.
-        estimator: How the mass is estimated, see `fastdit_kernels.tile_scores`.
-        samples: Tokens of each tile that `"sampled"` looks at.
+        estimator: How the mass is estimated, see `fastdit_kernels.tile_scores`, and `sampled_mass` for `"rows"`.
+        samples: Tokens of each tile that `"sampled"` looks at; of each query tile for `"rows"`.
         stride: Run length of `"antidiagonal"`.
         min_similarity: Rows of query tiles and columns of key tiles with less `self_similarity` are kept whole, past
             `max_tiles`; such key tiles take no part in the estimate. `None` has no such gate.
+        pooled_level: Coarsest level of the tiles that cover what is not kept; `None` drops it. A pooled tile counts
+            as one. The own tile is then kept only by its mass: it cannot be lost.
+        shares_order: bool `[H]`: heads whose keys are in the order of the queries; of others the own tile is not
+            forced. `None` if all are.
 
     Returns:
         A mask whose rows list tiles in ascending order.
     """
-    scores = tile_scores(
-        query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
-    )
-    forced = own_tiles(q_layout, kv_layout, query.device)
+    if estimator == "rows":
+        picked = stratified_rows(q_layout, samples, query.device)
+        scores = sampled_mass(query.index_select(2, picked), key, kv_layout, q_samples=samples)
+    else:
+        scores = tile_scores(
+            query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
+        )
+    forced = None if pooled_level is not None else _own_tiles(q_layout, kv_layout, shares_order, query.device)
     if min_similarity is not None:
         mixed_q = self_similarity(query, q_layout) < min_similarity
         # Softmax does not see what all keys have in common, so the cosine must not either.
         mixed_k = self_similarity(key - key.mean(2, keepdim=True), kv_layout) < min_similarity
         scores = scores.masked_fill(mixed_k.unsqueeze(-2), 0.0)
         scores = scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
-        forced = forced | mixed_q.unsqueeze(-1) | mixed_k.unsqueeze(-2)
+        mixed = mixed_q.unsqueeze(-1) | mixed_k.unsqueeze(-2)
+        forced = mixed if forced is None else forced | mixed
+    if pooled_level is not None:
+        return _cover(scores, q_layout, kv_layout, pooled_level, top_p, min_tiles, max_tiles, forced)
     return select_tiles(
         scores, q_layout, kv_layout, top_p=top_p, min_tiles=min_tiles, max_tiles=max_tiles, forced=forced
     )
+
+
+def _own_tiles(
+    q_layout: TileLayout, kv_layout: TileLayout, shares_order: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Tiles kept in any case, bool `[NQ, NK]` or `[H, NQ, NK]`; the own tile only where keys have the same order."""
+    own = own_tiles(q_layout, kv_layout, device)
+    if shares_order is None:
+        return own
+    text = own.clone()
+    text[: q_layout.segment_tiles(0)[0], : kv_layout.segment_tiles(0)[0]] = False
+    return torch.where(shares_order.view(-1, 1, 1), own, text)
+
+
+def _cover(
+    scores: torch.Tensor,
+    q_layout: TileLayout,
+    kv_layout: TileLayout,
+    level: int,
+    top_p: float | None,
+    min_tiles: int,
+    max_tiles: int,
+    forced: torch.Tensor | None,
+) -> BlockMask:
+    """Heavy video tiles at level 0, the others pooled; text is kept and counts, text queries see all at level 0."""
+    video, video_rows = kv_layout.segment_tiles(0)[0], q_layout.segment_tiles(0)[0]
+    mass, text = scores.split((video, scores.shape[-1] - video), -1)
+    text_rows = torch.arange(q_layout.num_tiles, device=scores.device).view(-1, 1) >= video_rows
+    whole = text_rows.expand(-1, video) if forced is None else forced[..., :video] | text_rows
+    cover = refine_cover(
+        mass,
+        level,
+        max_tiles=max_tiles - text.shape[-1],
+        min_tiles=min_tiles - text.shape[-1],
+        wanted=None if top_p is None else top_p - text.sum(-1, keepdim=True),
+        forced=whole.expand(mass.shape) if forced is not None or video_rows < q_layout.num_tiles else None,
+    )
+    return cover_mask(cover, q_layout, TileLayout(kv_layout.segments, kv_layout.tile, level + 1))

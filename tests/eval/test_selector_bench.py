@@ -78,7 +78,9 @@ def test_everything_kept_is_dense(task, name):
 
 
 def test_the_oracle_has_the_highest_recall_of_all_that_read_tiles_in_full(task):
-    recalls = {name: measure(task, selector, 0.2, 1) for name, selector in BY_NAME.items() if name != "PSA"}
+    # The oracle orders queries and keys alike; keys ordered alone can gather more.
+    others = [name for name in BY_NAME if name == "PSA" or "pooled" in name or "auto" in name]
+    recalls = {name: measure(task, selector, 0.2, 1) for name, selector in BY_NAME.items() if name not in others}
     best = recalls.pop("oracle")
     # A top-p choice moves density between rows, which can beat the best choice row by row.
     for name, case in recalls.items():

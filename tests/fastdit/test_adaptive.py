@@ -135,6 +135,21 @@ def test_the_named_estimator_ranks_the_tiles(settings, rng):
     assert not torch.equal(mask.to_dense(), make(density=0.4).select(q, k, k, GRID).to_dense())
 
 
+def test_rows_see_a_peak_that_means_miss(rng):
+    q, k = (0.1 * torch.randn(1, 1, 288, 16, generator=rng) for _ in range(2))
+    direction = torch.randn(16, generator=rng)
+    q = q + direction
+    k[:, :, 200] += 3 * direction
+    k[:, :, 201:208] -= 3 * direction  # the other members hide it in the mean of tile 12
+    far = torch.tensor([0, 1, 2, 3, 4, 5, 7, 8])
+    plain, exact = (
+        make(density=0.2, estimator=name, samples=2).select(q, k, k, GRID).to_dense()[0, 0, far, 12]
+        for name in ("mean", "rows")
+    )
+    assert exact.all()
+    assert not plain.any()
+
+
 def test_self_similarity_is_the_mean_cosine_of_pairs(rng):
     x = torch.randn(1, 2, 37, 5, generator=rng)
     got = self_similarity(x, TileLayout((30, 7), 8))

@@ -27,6 +27,14 @@ def test_gilbert_steps_go_to_a_touching_cell(sizes):
         assert (jumps.sum(1) == 1).all()
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+def test_frame_gilbert_walks_one_frame_after_the_other(sizes):
+    grid = VideoGrid(frames=sizes[0], height=sizes[1], width=sizes[2])
+    places = coordinates(video_order(grid, "frame_gilbert"), grid)
+    assert torch.equal(places[:, 0], torch.arange(sizes[0]).repeat_interleave(sizes[1] * sizes[2]))
+    assert (places.diff(dim=0).abs().amax(1) <= 1).all()
+
+
 def test_gilbert_tiles_are_more_compact_than_raster_tiles():
     grid = VideoGrid(frames=21, height=30, width=52)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdit import AdaptiveConfig, CachedConfig, ConfigError, PyramidConfig, VideoGrid
+from fastdit import AdaptiveConfig, CachedConfig, ConfigError, PyramidConfig, StaticConfig, VideoGrid
 from fastdit.attend import sparse_step
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
@@ -12,7 +12,7 @@ from fastdit.orders import token_order
 from fastdit.run_memory import RunMemory
 from fastdit.selectors.own_tiles import own_tiles
 from fastdit.selectors.score_order import score_order
-from fastdit_kernels import TileLayout, gather_tokens
+from fastdit_kernels import TileLayout, block_sparse_attention, gather_tokens
 
 GRID = VideoGrid(frames=6, height=8, width=9)  # 432 tokens
 TEXT_FIRST = VideoGrid(frames=6, height=8, width=9, text_length=21, text_first=True)
@@ -166,9 +166,84 @@ def test_settings_out_of_range_are_refused(settings, message):
         PyramidConfig(**settings)
 
 
-def test_adaptive_knows_no_order_of_keys():
-    assert AdaptiveConfig().key_orders == ()
+def adaptive(**settings):
+    return AdaptiveConfig(q_tile=32, kv_tile=16, min_tokens=0, **settings)
+
+
+def test_methods_without_key_orders_say_so():
+    assert StaticConfig(pattern="dense").key_orders == ()
     with pytest.raises(ConfigError, match="order='score'"):
-        AdaptiveConfig(order="score")
+        StaticConfig(pattern="dense", order="score")
     with pytest.raises(ConfigError, match="order of the queries"):
-        AdaptiveConfig().select_reordered(None, None, None, GRID, None, measure=False)
+        StaticConfig(pattern="dense").select_reordered(None, None, None, GRID, None, measure=False)
+
+
+def test_adaptive_orders_keys_alone_only_where_asked():
+    assert adaptive(order="raster").key_orders == ()
+    assert adaptive(order="raster").query_order == "raster"
+    assert adaptive(order="score").key_orders == ("score",)
+    assert adaptive(order="auto").query_order == "gilbert"
+
+
+@pytest.mark.parametrize("grid", [GRID, TEXT_FIRST])
+@pytest.mark.parametrize("complement", ["none", "auto"])
+def test_adaptive_auto_gives_each_head_its_order(rng, grid, complement):
+    tensors = local_and_stripe_heads(grid, rng)
+    memory = RunMemory()
+    config = adaptive(density=0.3, order="auto", complement=complement)
+    first, second = (
+        sparse_step(*tensors, grid, config, MaskCache(), memory, CallSite(0, 0, "cond", step)) for step in (0, 1)
+    )
+    first.mask.validate()
+    assert torch.equal(first.mask.to_dense(), second.mask.to_dense())
+    assert torch.equal(first.out, second.out)
+    choice = memory.key_orders.get(("key_order", (0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered"))
+    assert config.key_orders[choice[1]] == "score"
+    assert config.key_orders[choice[0]] != "score"
+    exact = exact_attention(*tensors)
+    plain = sparse_step(*tensors, grid, adaptive(density=0.3, order="gilbert"), MaskCache())
+    assert head_errors(first.out, exact)[1] < 0.5 * head_errors(plain.out, exact)[1]
+    assert head_errors(first.out, exact)[0] < 0.2  # .5 in raster order
+
+
+@pytest.mark.parametrize("order", ["auto", "score"])
+def test_adaptive_at_full_density_equals_dense_in_every_order(rng, order):
+    tensors = local_and_stripe_heads(TEXT_FIRST, rng)
+    step = sparse_step(*tensors, TEXT_FIRST, adaptive(density=1.0, order=order, complement="auto"), MaskCache())
+    assert torch.allclose(step.out, exact_attention(*tensors), atol=1e-4)
+
+
+def test_the_own_tile_of_adaptive_is_kept_where_the_order_is_shared(rng):
+    q, v = (torch.randn(1, 2, 432, 16, generator=rng) for _ in range(2))
+    own = own_tiles(TileLayout((432,), 32), TileLayout((432,), 16), q.device)
+    shares = torch.tensor([True, False])
+    mask, _ = adaptive(density=0.1).select_reordered(q, -5 * q, v, GRID, shares, measure=False)
+    kept = mask.to_dense()[0]
+    assert (kept[0] & own).sum() == own.sum()
+    assert (kept[1] & own).sum() < own.sum()
+
+
+def test_the_measured_error_is_that_of_the_sampled_rows(rng):
+    q, k, v = (torch.randn(1, 2, 432, 16, generator=rng) for _ in range(3))
+    shares = torch.ones(2, dtype=torch.bool)
+    for complement in ("none", "all"):
+        config = adaptive(density=0.3, complement=complement)
+        mask, error = config.select_reordered(q, k, v, GRID, shares, measure=True)
+        rows = (torch.arange(13)[:, None] * 32 + torch.tensor([8, 24])).flatten()
+        rows = torch.cat([rows, 13 * 32 + torch.tensor([4, 12])])  # the last tile has 16 rows
+        exact = F.scaled_dot_product_attention(q, k, v)[:, :, rows]
+        out = block_sparse_attention(q, k, v, mask)[:, :, rows]
+        torch.testing.assert_close(error, ((out - exact).norm(dim=-1) / exact.norm(dim=-1)).mean(2))
+
+
+def test_auto_complement_takes_for_each_head_what_errs_less(rng):
+    q, k, v = (torch.randn(1, 2, 432, 16, generator=rng) for _ in range(3))
+    q[:, 1], k[:, 1] = 4 * k[:, 1], 2 * k[:, 1]  # each query looks at its own key alone
+    shares = torch.ones(2, dtype=torch.bool)
+    masks = {}
+    for name in ("none", "all", "auto"):
+        masks[name], _ = adaptive(density=0.3, complement=name).select_reordered(q, k, v, GRID, shares, measure=False)
+    dense = {name: mask.to_dense()[0] for name, mask in masks.items()}
+    assert torch.equal(dense["auto"][0], dense["all"][0])
+    assert torch.equal(dense["auto"][1, :, :27], dense["none"][1])
+    assert not dense["auto"][1, :, 27:].any()

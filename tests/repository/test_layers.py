@@ -50,6 +50,7 @@ FLOORS = [
         "key_orders",
         "run_memory",
         "statistics",
+        "compensation",
         "attend",
         "session",
         "report",

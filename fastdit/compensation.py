@@ -1,0 +1,111 @@
+"""Attention over a mask, and its correction for the mass that the mask misses (Re-ttention, arXiv 2505.22918).
+
+A softmax over kept keys inflates their weights, because its denominator misses the others. Re-ttention scales the
+output by `rho`, kept mass over full mass, and adds a residual; it takes both from an earlier dense step. Here nothing
+is kept from step to step: `rho` comes from the exact log-sum-exp of a few query rows of the call itself, and pooled
+tiles stand for the residual.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastdit.config import AttentionConfig
+from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, merge_attention, stratified_rows
+from fastdit_kernels.block_mask import LEVEL_SHIFT
+
+
+def masked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, config: AttentionConfig
+) -> torch.Tensor:
+    """Attention over a mask as the config wants it.
+
+    Args:
+        query: `[B, H, S, D]` in tile order.
+        key: `[B, H, S, D]` in the order that the mask counts in.
+        value: Likewise.
+        mask: What is kept.
+        config: Names the kernel, and says whether the missed mass is corrected for.
+
+    Returns:
+        `[B, H, S, D]`.
+    """
+    if config.corrects_mass:
+        return corrected_attention(query, key, value, mask, implementation=config.implementation)
+    return block_sparse_attention(query, key, value, mask, implementation=config.implementation)
+
+
+def corrected_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    *,
+    rows: int = 4,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """`rho O_kept + (1 - rho) O_pooled`: level-0 tiles and pooled tiles, weighed by their true mass.
+
+    `rows` query rows of each tile give its kept mass `m = mean e^(lse_kept - lse)` and the pooled estimate of the rest
+    `u = mean e^(lse_pooled - lse)`, with the exact `lse` over all keys. The pooled tiles of a query tile are then
+    multiplied by `g = (1 - m) / u`, so that each row has `rho = e^lse_kept / (e^lse_kept + g e^lse_pooled)`. Means of
+    keys understate the mass of unlike keys, which `g` mends. Without pooled tiles `rho = m` for all rows of a tile,
+    and the missed keys add nothing, as if their values cancelled out.
+
+    Args:
+        query: `[B, H, S, D]` in tile order.
+        key: `[B, H, S, D]` in the order that the mask counts in.
+        value: Likewise.
+        mask: What is kept.
+        rows: Query rows of each tile that are compared with all keys; `rows / q_tile` of the cost of dense attention.
+        implementation: Kernel, see `block_sparse_attention`.
+
+    Returns:
+        `[B, H, S, D]`; that of `mask` itself where it keeps everything at level 0.
+    """
+
+    def attend(part: BlockMask, query: torch.Tensor = query) -> tuple[torch.Tensor, torch.Tensor]:
+        return block_sparse_attention(query, key, value, part, return_lse=True, implementation=implementation)
+
+    fine = (mask.indices >> LEVEL_SHIFT) == 0
+    out, lse = attend(_entries(mask, fine))
+    picked = stratified_rows(mask.q_layout, rows, query.device)
+    full = attend(_all_keys(len(picked), mask, query.device), query.index_select(2, picked))[1]
+    # A query tile that sees no key at level 0 has an LSE of -inf and a mass of 0.
+    kept = _tile_mean((lse.index_select(2, picked) - full).exp(), rows).clamp(max=1)
+    if mask.kv_layout.num_levels == 1:
+        return (out * _per_token(kept, mask.q_layout).unsqueeze(-1)).to(out.dtype)
+    rest, rest_lse = attend(_entries(mask, ~fine))
+    pooled = _tile_mean((rest_lse.index_select(2, picked) - full).exp(), rows)
+    tiny = torch.finfo(kept.dtype).tiny
+    # Where nothing is pooled the factor is of no account; where all mass is kept it is small, not 0, to have a log.
+    factor = torch.where(pooled > 0, (1 - kept).clamp_min(tiny) / pooled.clamp_min(tiny), 1).log()
+    return merge_attention(out, lse, rest, rest_lse + _per_token(factor, mask.q_layout))[0]
+
+
+def _entries(mask: BlockMask, wanted: torch.Tensor) -> BlockMask:
+    """The listed entries that are wanted, bool `[B, H, NQ, K]`."""
+    wanted = wanted & mask.is_listed
+    first = torch.sort(wanted.to(torch.int8), dim=-1, descending=True, stable=True).indices
+    indices = mask.indices.gather(-1, first)
+    return BlockMask(indices, wanted.sum(-1, dtype=torch.int32), mask.q_layout, mask.kv_layout)
+
+
+def _all_keys(length: int, mask: BlockMask, device: torch.device) -> BlockMask:
+    """A mask of `length` query rows that see every key."""
+    q_layout, layout = TileLayout((length,), mask.q_tile), mask.kv_layout
+    keep = torch.ones(1, 1, q_layout.num_tiles, layout.num_tiles, dtype=torch.bool, device=device)
+    return BlockMask.from_dense(
+        keep, q_len=q_layout.segments, kv_len=layout.segments, q_tile=mask.q_tile, kv_tile=mask.kv_tile
+    )
+
+
+def _tile_mean(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """Means over the sampled rows of each query tile, `[B, H, NQ]`."""
+    mean: torch.Tensor = x.unflatten(2, (-1, rows)).mean(3)
+    return mean
+
+
+def _per_token(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+    """What a query tile has, for each of its tokens: `[B, H, S]` from `[B, H, NQ]`."""
+    return x.repeat_interleave(layout.tile_rows(x.device), 2, output_size=layout.length)
