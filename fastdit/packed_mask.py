@@ -58,9 +58,10 @@ class PackedMask:
 
         Args:
             heads: int64 `[N]`.
-            mask: Their new mask, `N` heads.
+            mask: Their new mask, `N` heads; it may have fewer levels.
         """
-        keep = mask.to_dense().expand(self.bits.shape[0], len(heads), -1, -1)
+        keep = functional.pad(mask.to_dense(), (0, self.kv_layout.total_tiles - mask.kv_layout.total_tiles))
+        keep = keep.expand(self.bits.shape[0], len(heads), -1, -1)
         self.bits.index_copy_(1, heads, _pack(keep))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from fastdit.config import METHODS, AdaptiveConfig, AttentionConfig, CachedConfig
+from fastdit.config import METHODS, AdaptiveConfig, AttentionConfig, CachedConfig, MixedConfig
 from fastdit.errors import ConfigError
 from fastdit.schedule import Schedule
 from fastdit.validation import check_choice
@@ -68,9 +68,13 @@ class SparseOptions:
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         source = given.get("source", defaults.get("source", AdaptiveConfig.method))
+        if MixedConfig.method in (method, source):
+            raise ConfigError(
+                "method='mixed' is a table of heads, which options cannot give: use fastdit.MixedConfig in Python"
+            )
         if method != CachedConfig.method:
             return _config(method, given, defaults)
-        check_choice("source", source, [name for name in METHODS if name != method])
+        check_choice("source", source, [name for name in METHODS if name not in (method, MixedConfig.method)])
         own = {name: (defaults | given)[name] for name in own_settings(method) & (defaults | given).keys()}
         rest = {name: value for name, value in given.items() if name not in own}
         others = {name: value for name, value in defaults.items() if name not in own}

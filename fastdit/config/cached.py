@@ -86,6 +86,10 @@ class CachedConfig(AttentionConfig):
         """That of `source`."""
         return self.source.query_order
 
+    def at_layer(self, layer: int, num_layers: int) -> CachedConfig:
+        """With `source` as it is in the layer."""
+        return dataclasses.replace(self, source=self.source.at_layer(layer, num_layers))
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, those of `source` within."""
         return {**super().to_dict(), "source": self.source.to_dict()}

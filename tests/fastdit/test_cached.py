@@ -27,7 +27,11 @@ def call(masks, config, qkv, step, place=(0, 0, "cond"), grid=GRID):
     def build():
         return Selection(*qkv[1:], config.source.select(*qkv, grid), torch.arange(grid.length))
 
-    return masks.choose(config, *qkv, grid, CallSite(*place, step), build)
+    def rebuild(places, tensors, shares):
+        assert shares is None
+        return config.source.select(*tensors, grid)
+
+    return masks.choose(config, *qkv, grid, CallSite(*place, step), build, rebuild)
 
 
 def choose(*arguments, **options):
