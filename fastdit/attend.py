@@ -13,7 +13,7 @@ from fastdit.grid import VideoGrid
 from fastdit.head_groups import MethodGroup, join_masks, join_orders, join_selections, split_heads
 from fastdit.key_orders import Selection, select_per_head
 from fastdit.mask_cache import MaskCache
-from fastdit.mask_reuse import CallSite
+from fastdit.mask_reuse import CallSite, Rebuild
 from fastdit.orders import token_order
 from fastdit.run_memory import RunMemory
 from fastdit.selectors.score_order import score_order
@@ -69,10 +69,10 @@ def sparse_step(
         places = _places(members, heads, query.device, cache)
         q, k, v = (_take(x, places).transpose(1, 2) for x in (query, key, value))
         q, chosen, reuse = _choose(q, k, v, grid, config, groups, cache, memory, site)
-        part = block_sparse_attention(q, chosen.key, chosen.value, chosen.mask, implementation=config.implementation)
+        part, mask = _attend(q, chosen, config)
         part = _put_back(part, groups, grid, cache)
         out = part if places is None else _fill(out, places, part, heads)
-        launches.append(Launch(members, places, chosen.mask, q, chosen.key))
+        launches.append(Launch(members, places, mask, q, chosen.key))
         records.append(reuse)
     if split.dense:
         places = _places(split.dense, heads, query.device, cache)
@@ -80,6 +80,15 @@ def sparse_step(
         out = part if places is None else _fill(out, places, part, heads)
     assert out is not None, "a layer has heads"
     return StepResult(out, tuple(launches), split.dense, join_reuse(records))
+
+
+def _attend(query: torch.Tensor, chosen: Selection, config: AttentionConfig) -> tuple[torch.Tensor, BlockMask]:
+    """Output in tile order, and the mask of what was computed for it."""
+    if chosen.dense_out is not None:
+        mask = chosen.mask
+        return chosen.dense_out, BlockMask.full(mask.q_layout, mask.kv_layout, query.device)
+    out = block_sparse_attention(query, chosen.key, chosen.value, chosen.mask, implementation=config.implementation)
+    return out, chosen.mask
 
 
 def choose_tiles(
@@ -136,11 +145,36 @@ def _choose(
     def rebuild(places: list[int], tensors: Sequence[torch.Tensor], shares: torch.Tensor | None) -> BlockMask:
         return _select_anew(groups, places, tensors, shares, grid)
 
+    if isinstance(config, CachedConfig) and config.mass == "exact":
+        build, rebuild = _exact_builders(config, q, key, value, order, grid)
     if isinstance(config, CachedConfig) and memory is not None and site is not None:
         site = dataclasses.replace(site, head=groups[0].heads[0])
         chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, build, rebuild)
         return q, chosen, reuse
-    return q, build(), None
+    # A call that stands alone has nothing to keep the mask for, so it uses the mask at once.
+    return q, dataclasses.replace(build(), dense_out=None), None
+
+
+def _exact_builders(
+    config: CachedConfig,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    order: torch.Tensor,
+    grid: VideoGrid,
+) -> tuple[Callable[[], Selection], Rebuild]:
+    """Selection by the exact mass, for all heads and for some."""
+
+    def build() -> Selection:
+        k, v = gather_tokens(key, order), gather_tokens(value, order)
+        mask, out = config.select_exact(query, k, v, grid)
+        return Selection(k, v, mask, order, dense_out=out)
+
+    def rebuild(places: list[int], tensors: Sequence[torch.Tensor], shares: torch.Tensor | None) -> BlockMask:
+        q, k, v = tensors
+        return config.select_exact(q, k, v, grid)[0]
+
+    return build, rebuild
 
 
 def _select(

@@ -37,6 +37,8 @@ class SparseOptions:
         refresh_every: Steps after which masks are built anew (cached).
         check_every: Steps from one test of the masks to the next (cached).
         min_recall: Share of its first recall that a head's mask must keep to be reused (cached).
+        mass: What masks are built from: source or exact (cached).
+        text_density: Share of text tiles kept, with the exact mass (cached).
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
         order: Token order: gilbert, raster or space_major; of the keys, and also score or auto, for pyramid.
@@ -54,6 +56,8 @@ class SparseOptions:
     refresh_every: int | None = None
     check_every: int | None = None
     min_recall: float | None = None
+    mass: str | None = None
+    text_density: float | None = None
     dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
     order: str | None = None
