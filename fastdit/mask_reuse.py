@@ -10,7 +10,7 @@ import torch
 from fastdit.config import CachedConfig
 from fastdit.grid import VideoGrid
 from fastdit.key_orders import Selection
-from fastdit.packed_mask import PackedMask
+from fastdit.packed_mask import KeptMask
 from fastdit.recall import sampled_recall
 from fastdit.statistics import ReuseRecord
 from fastdit_kernels import BlockMask, gather_tokens
@@ -48,8 +48,9 @@ class ReusedMasks:
     """The masks of the run in progress, one per (transformer, layer, branch) and launch.
 
     Args:
-        max_bytes: Bound. A mask that finds no room is not kept, and built anew in the next step; masks that are kept
-            stay to the end of the run, because all are needed in every step.
+        max_bytes: Bound. Masks are lists while these fit and bits when they do not. A mask that finds no room even as
+            bits is not kept, and built anew in the next step; masks that are kept stay to the end of the run, because
+            all are needed in every step.
     """
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
@@ -92,7 +93,7 @@ class ReusedMasks:
             rebuild: Selects anew for some heads, in the orders that were settled.
         """
         entry = self._entries.get(call.place)
-        if entry is not None and entry.grid == grid and entry.mask.shape[:2] == query.shape[:2]:
+        if entry is not None and entry.grid == grid and entry.mask.size == tuple(query.shape[:2]):
             age = call.step - entry.step
             if 0 <= age < config.refresh_every:
                 return _reuse(entry, config, query, key, value, age, rebuild)
@@ -105,22 +106,32 @@ class ReusedMasks:
         recall = None
         if config.min_recall is not None:
             recall = sampled_recall(query, selection.key, selection.mask, config.sample_tiles, config.sample_rows)
-        packed = PackedMask.pack(selection.mask, query.shape[0], query.shape[1])
+        kept_mask = KeptMask(selection.mask, query.shape[0], query.shape[1])
         # Half the memory of the indices that a gather takes.
         order = selection.order.to(torch.int32)
-        entry = _Entry(packed, order, selection.shares_order, grid, call.step, recall)
-        kept = self.num_bytes + entry.num_bytes <= self.max_bytes
+        entry = _Entry(kept_mask, order, selection.shares_order, grid, call.step, recall)
+        kept = self._finds_room(entry)
         if kept:
             self._entries[call.place] = entry
         mean = None if recall is None else recall.mean(0)
         return selection, ReuseRecord(age=0, built=True, kept=kept, refreshed_heads=0, recall=mean, drift=None)
+
+    def _finds_room(self, entry: _Entry) -> bool:
+        """Whether the bound holds with `entry`, after making lists bits where that helps: first its own."""
+        held = self.num_bytes
+        for other in (entry, *self._entries.values()):
+            if held + entry.num_bytes <= self.max_bytes:
+                break
+            other.mask.shrink()
+            held = self.num_bytes
+        return held + entry.num_bytes <= self.max_bytes
 
 
 @dataclass
 class _Entry:
     """A kept mask: `recall` is `[B, H]` as it was when each head's mask was built; `stale` is underway to the host."""
 
-    mask: PackedMask
+    mask: KeptMask
     order: torch.Tensor
     shares_order: torch.Tensor | None
     grid: VideoGrid

@@ -69,7 +69,9 @@ def test_auto_gives_each_head_its_order(rng, grid):
         step = sparse_step(*tensors, grid, config, MaskCache(), memory, CallSite(0, number, "cond", 0))
         step.mask.validate()
         errors[order] = head_errors(step.out, exact)
-    choice = memory.key_orders.get(("key_order", (0, 0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered"))
+    choice = memory.key_orders.get(
+        ("key_order", (0, 0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered")
+    )
     assert make().key_orders[choice[1]] == "score"
     assert make().key_orders[choice[0]] != "score"
     best = torch.stack([error for order, error in errors.items() if order != "auto"]).amin(0)
