@@ -10,6 +10,7 @@ import torch
 
 from fastdit.config.adaptive import AdaptiveConfig
 from fastdit.config.base import AttentionConfig
+from fastdit.config.pyramid import PyramidConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.selectors import exact_mass
@@ -49,6 +50,8 @@ class CachedConfig(AttentionConfig):
     """
 
     method: ClassVar[str] = "cached"
+    # Those of any source; the source refuses what is not its own.
+    order_names: ClassVar[tuple[str, ...]] = PyramidConfig.order_names
 
     source: AttentionConfig = dataclasses.field(default_factory=AdaptiveConfig)
     refresh_every: int = 10

@@ -81,7 +81,7 @@ def pooled_attention(query, key, value, level):
     return ((query @ pooled_key.mT / query.shape[-1] ** 0.5 + bias).softmax(-1)) @ pooled_value
 
 
-@pytest.mark.parametrize(("q_tile", "kv_tile"), itertools.product((8, 32, 64, 128), (8, 32, 64)))
+@pytest.mark.parametrize(("q_tile", "kv_tile"), [*itertools.product((8, 32, 64, 128), (8, 32, 64))])
 def test_every_level_is_right_at_every_tile_size(q_tile, kv_tile, rng):
     q, k, v = (torch.randn(1, 1, 203, 16, generator=rng, dtype=torch.float64) for _ in range(3))
     q_layout, layout = TileLayout((203,), q_tile), TileLayout((203,), kv_tile, 5)
@@ -96,7 +96,8 @@ def test_every_level_is_right_at_every_tile_size(q_tile, kv_tile, rng):
 
 def test_levels_are_read_from_entries_not_from_their_place_in_the_list(rng):
     grid = VideoGrid(**SIZES)
-    qkv = tensors(rng, grid.length)
+    # Weak scores spread the mass, so that coarse tiles pay.
+    qkv = [0.2 * x for x in tensors(rng, grid.length)]
     result = reusing_step(qkv, grid, PyramidConfig(density=0.4, num_levels=3, order="gilbert", **TILES))
     mask = result.mask
     levels = mask.kv_layout.tile_levels()[mask.to_dense().nonzero()[:, 3]]

@@ -155,6 +155,7 @@ def test_settings_of_the_whole_call_are_given_once_and_tiles_may_differ():
     [
         MixedConfig(heads={0: "dense", (2, 1): METHODS[1], (1, None): METHODS[2]}, default=DEFAULT),
         MixedConfig(default="dense"),
+        CachedConfig(source=PyramidConfig(density=0.1)),
         CachedConfig(source=MixedConfig(heads=METHODS, schedule=Schedule(dense_steps=1, dense_layers=(0, -1)))),
         AdaptiveConfig(top_p=0.8, schedule=Schedule(dense_layers=())),
         PyramidConfig(order="score", kv_samples=4),
