@@ -34,7 +34,7 @@ def test_masks_of_a_run_that_stands_still_lose_nothing(rng):
     assert set(report["summary"]) == {"adaptive", "adaptive sampled", "exact mass", "pyramid"}
     for row in report["summary"].values():
         assert row["error_ratio"] == pytest.approx(1.0, abs=1e-4)
-        assert 0 < row["fresh_error"] < 1
+        assert row["fresh_error"] > 0.1
     ages = [case["age"] for case in report["cases"] if case["variant"] == "pyramid"]
     assert ages == [0, 1, 2, 0, 1]
     assert json.loads(json.dumps(report))["variants"]["pyramid"]["refresh_every"] == 3
