@@ -104,15 +104,16 @@ def follow(run: Sequence[CapturedCall], config: CachedConfig, repeats: int) -> l
         cache, reused, recomputed = MaskCache(), RunMemory(), RunMemory()
         found = []
         for call in run:
-            tensors = [x[None].float() for x in (call.query, call.key, call.value)]
+            tensors = tuple(x[None].float() for x in (call.query, call.key, call.value))
             site = CallSite(call.transformer, call.layer, call.branch, call.step)
             case: dict[str, Any] = {"step": call.step}
+            exact = F.scaled_dot_product_attention(*tensors) if number == 0 else None
             for label, one, memory in (("cached", config, reused), ("fresh", fresh, recomputed)):
                 start = time.process_time()
                 query, chosen, record = choose_tiles(*tensors, call.grid, one, cache, memory, site)
                 case[f"{label}_seconds"] = time.process_time() - start - _moving_seconds(tensors, chosen, one, call)
-                if number == 0:
-                    case[f"{label}_error"], case[f"{label}_density"] = _error(tensors, query, chosen, one, call)
+                if exact is not None:
+                    case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, chosen, one, call)
                 assert record is not None, "the cached method keeps records"
                 if label == "cached":
                     case.update(age=record.age, built=record.built, refreshed_heads=record.refreshed_heads)
@@ -136,10 +137,9 @@ def _moving_seconds(
 
 
 def _error(
-    tensors: Sequence[torch.Tensor], query: torch.Tensor, chosen: Selection, config: CachedConfig, call: CapturedCall
+    exact: torch.Tensor, query: torch.Tensor, chosen: Selection, config: CachedConfig, call: CapturedCall
 ) -> tuple[float, float]:
     """Mean relative error of the output under a mask, and its density."""
-    exact = F.scaled_dot_product_attention(*tensors[:3])
     out = block_sparse_attention(query, chosen.key, chosen.value, chosen.mask)
     out = scatter_tokens(out, token_order(call.grid, config.query_order))
     error = (out - exact).norm(dim=-1) / exact.norm(dim=-1)
