@@ -145,14 +145,15 @@ def _choose(
     def rebuild(places: list[int], tensors: Sequence[torch.Tensor], shares: torch.Tensor | None) -> BlockMask:
         return _select_anew(groups, places, tensors, shares, grid)
 
+    builders: tuple[Callable[[], Selection], Rebuild] = (build, rebuild)
     if isinstance(config, CachedConfig) and config.mass == "exact":
-        build, rebuild = _exact_builders(config, q, key, value, order, grid)
+        builders = _exact_builders(config, q, key, value, order, grid)
     if isinstance(config, CachedConfig) and memory is not None and site is not None:
         site = dataclasses.replace(site, head=groups[0].heads[0])
-        chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, build, rebuild)
+        chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, *builders)
         return q, chosen, reuse
     # A call that stands alone has nothing to keep the mask for, so it uses the mask at once.
-    return q, dataclasses.replace(build(), dense_out=None), None
+    return q, dataclasses.replace(builders[0](), dense_out=None), None
 
 
 def _exact_builders(

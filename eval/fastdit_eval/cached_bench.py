@@ -104,14 +104,14 @@ def follow(run: Sequence[CapturedCall], config: CachedConfig, repeats: int) -> l
         cache, reused, recomputed = MaskCache(), RunMemory(), RunMemory()
         found = []
         for call in run:
-            tensors = tuple(x[None].float() for x in (call.query, call.key, call.value))
+            q, k, v = (x[None].float() for x in (call.query, call.key, call.value))
             site = CallSite(call.transformer, call.layer, call.branch, call.step)
             case: dict[str, Any] = {"step": call.step}
-            exact = F.scaled_dot_product_attention(*tensors) if number == 0 else None
+            exact = F.scaled_dot_product_attention(q, k, v) if number == 0 else None
             for label, one, memory in (("cached", config, reused), ("fresh", fresh, recomputed)):
                 start = time.process_time()
-                query, chosen, record = choose_tiles(*tensors, call.grid, one, cache, memory, site)
-                case[f"{label}_seconds"] = time.process_time() - start - _moving_seconds(tensors, chosen, one, call)
+                query, chosen, record = choose_tiles(q, k, v, call.grid, one, cache, memory, site)
+                case[f"{label}_seconds"] = time.process_time() - start - _moving_seconds((q, k, v), chosen, one, call)
                 if exact is not None:
                     case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, chosen, one, call)
                 assert record is not None, "the cached method keeps records"
