@@ -2,7 +2,15 @@
 
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
-from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, PyramidConfig, StaticConfig
+from fastdit.config import (
+    AdaptiveConfig,
+    AttentionConfig,
+    CachedConfig,
+    MixedConfig,
+    PyramidConfig,
+    StaticConfig,
+    config_from_dict,
+)
 from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
@@ -31,6 +39,7 @@ __all__ = [
     "FastDitError",
     "InvalidInputError",
     "KernelUnavailableError",
+    "MixedConfig",
     "ModelLoadError",
     "NotEnabledError",
     "OutputError",
@@ -42,6 +51,7 @@ __all__ = [
     "UnsupportedModelError",
     "VideoGrid",
     "__version__",
+    "config_from_dict",
     "disable",
     "enable",
     "sparse_attention",

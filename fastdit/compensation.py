@@ -10,29 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from fastdit.config import AttentionConfig
 from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, merge_attention, stratified_rows
 from fastdit_kernels.block_mask import LEVEL_SHIFT
-
-
-def masked_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, config: AttentionConfig
-) -> torch.Tensor:
-    """Attention over a mask as the config wants it.
-
-    Args:
-        query: `[B, H, S, D]` in tile order.
-        key: `[B, H, S, D]` in the order that the mask counts in.
-        value: Likewise.
-        mask: What is kept.
-        config: Names the kernel, and says whether the missed mass is corrected for.
-
-    Returns:
-        `[B, H, S, D]`.
-    """
-    if config.corrects_mass:
-        return corrected_attention(query, key, value, mask, implementation=config.implementation)
-    return block_sparse_attention(query, key, value, mask, implementation=config.implementation)
 
 
 def corrected_attention(

@@ -23,6 +23,7 @@ class Selection:
         mask: The mask.
         order: Their order, as a permutation of the model's sequence: `[S]`, or `[H, S]` for one per head.
         shares_order: bool `[H]`: heads whose keys are in the order of the queries; `None` if all are.
+        dense_out: Output of dense attention in tile order, where the selection had to compute it.
     """
 
     key: torch.Tensor
@@ -30,6 +31,7 @@ class Selection:
     mask: BlockMask
     order: torch.Tensor
     shares_order: torch.Tensor | None = None
+    dense_out: torch.Tensor | None = None
 
 
 def select_per_head(

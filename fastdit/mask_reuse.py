@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,10 @@ import torch
 from fastdit.config import CachedConfig
 from fastdit.grid import VideoGrid
 from fastdit.key_orders import Selection
-from fastdit.packed_mask import PackedMask
+from fastdit.packed_mask import KeptMask
 from fastdit.recall import sampled_recall
 from fastdit.statistics import ReuseRecord
-from fastdit_kernels import gather_tokens
+from fastdit_kernels import BlockMask, gather_tokens
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,37 @@ class CallSite:
         layer: Number of the layer in the transformer.
         branch: Guidance branch.
         step: Denoising step.
+        head: First head of the launch, which tells several launches of a layer apart.
     """
 
     transformer: int
     layer: int
     branch: str
     step: int
+    head: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, str, int]:
+        """All but the step: what a mask belongs to."""
+        return self.transformer, self.layer, self.branch, self.head
+
+
+# Selects anew for some heads: their places, query, key and value in tile order, and which share the order of queries.
+Rebuild = Callable[[list[int], Sequence[torch.Tensor], torch.Tensor | None], BlockMask]
 
 
 class ReusedMasks:
-    """The masks of the run in progress, one per (transformer, layer, branch).
+    """The masks of the run in progress, one per (transformer, layer, branch) and launch.
 
     Args:
-        max_bytes: Bound. A mask that finds no room is not kept, and built anew in the next step; masks that are kept
-            stay to the end of the run, because all are needed in every step.
+        max_bytes: Bound. Masks are lists while these fit and bits when they do not. A mask that finds no room even as
+            bits is not kept, and built anew in the next step; masks that are kept stay to the end of the run, because
+            all are needed in every step.
     """
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
         self.max_bytes = max_bytes
-        self._entries: dict[tuple[int, int, str], _Entry] = {}
+        self._entries: dict[tuple[int, int, str, int], _Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -66,6 +78,7 @@ class ReusedMasks:
         grid: VideoGrid,
         call: CallSite,
         build: Callable[[], Selection],
+        rebuild: Rebuild,
     ) -> tuple[Selection, ReuseRecord]:
         """The mask of one call, reused where that is due.
 
@@ -77,14 +90,14 @@ class ReusedMasks:
             grid: Geometry.
             call: Which call it is.
             build: Selects anew.
+            rebuild: Selects anew for some heads, in the orders that were settled.
         """
-        place = call.transformer, call.layer, call.branch
-        entry = self._entries.get(place)
-        if entry is not None and entry.grid == grid and entry.mask.shape[:2] == query.shape[:2]:
+        entry = self._entries.get(call.place)
+        if entry is not None and entry.grid == grid and entry.mask.size == tuple(query.shape[:2]):
             age = call.step - entry.step
             if 0 <= age < config.refresh_every:
-                return _reuse(entry, config, query, key, value, age)
-        self._entries.pop(place, None)
+                return _reuse(entry, config, query, key, value, age, rebuild)
+        self._entries.pop(call.place, None)
         return self._build(config, query, grid, call, build())
 
     def _build(
@@ -93,22 +106,32 @@ class ReusedMasks:
         recall = None
         if config.min_recall is not None:
             recall = sampled_recall(query, selection.key, selection.mask, config.sample_tiles, config.sample_rows)
-        packed = PackedMask.pack(selection.mask, query.shape[0], query.shape[1])
+        kept_mask = KeptMask(selection.mask, query.shape[0], query.shape[1])
         # Half the memory of the indices that a gather takes.
         order = selection.order.to(torch.int32)
-        entry = _Entry(packed, order, selection.shares_order, grid, call.step, recall)
-        kept = self.num_bytes + entry.num_bytes <= self.max_bytes
+        entry = _Entry(kept_mask, order, selection.shares_order, grid, call.step, recall)
+        kept = self._finds_room(entry)
         if kept:
-            self._entries[call.transformer, call.layer, call.branch] = entry
+            self._entries[call.place] = entry
         mean = None if recall is None else recall.mean(0)
         return selection, ReuseRecord(age=0, built=True, kept=kept, refreshed_heads=0, recall=mean, drift=None)
+
+    def _finds_room(self, entry: _Entry) -> bool:
+        """Whether the bound holds with `entry`, after making lists bits where that helps: first its own."""
+        held = self.num_bytes
+        for other in (entry, *self._entries.values()):
+            if held + entry.num_bytes <= self.max_bytes:
+                break
+            other.mask.shrink()
+            held = self.num_bytes
+        return held + entry.num_bytes <= self.max_bytes
 
 
 @dataclass
 class _Entry:
     """A kept mask: `recall` is `[B, H]` as it was when each head's mask was built; `stale` is underway to the host."""
 
-    mask: PackedMask
+    mask: KeptMask
     order: torch.Tensor
     shares_order: torch.Tensor | None
     grid: VideoGrid
@@ -123,7 +146,13 @@ class _Entry:
 
 
 def _reuse(
-    entry: _Entry, config: CachedConfig, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, age: int
+    entry: _Entry,
+    config: CachedConfig,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    age: int,
+    rebuild: Rebuild,
 ) -> tuple[Selection, ReuseRecord]:
     order = entry.order.long()
     key, value = gather_tokens(key, order), gather_tokens(value, order)
@@ -131,13 +160,9 @@ def _reuse(
     entry.stale = None
     if heads:
         places = torch.tensor(heads, device=query.device)
-        q, k, v = (x.index_select(1, places) for x in (query, key, value))
-        if entry.shares_order is None:
-            fresh = config.source.select(q, k, v, entry.grid)
-        else:
-            shares = entry.shares_order.index_select(0, places)
-            fresh = config.source.select_reordered(q, k, v, entry.grid, shares, measure=False)[0]
-        entry.mask.replace_heads(places, fresh)
+        tensors = [x.index_select(1, places) for x in (query, key, value)]
+        shares = None if entry.shares_order is None else entry.shares_order.index_select(0, places)
+        entry.mask.replace_heads(places, rebuild(heads, tensors, shares))
     mask = entry.mask.unpack()
     recall = drift = None
     # A head built anew needs the figure that its later ones are held against.

@@ -58,10 +58,56 @@ class PackedMask:
 
         Args:
             heads: int64 `[N]`.
-            mask: Their new mask, `N` heads.
+            mask: Their new mask, `N` heads; it may have fewer levels.
         """
-        keep = mask.to_dense().expand(self.bits.shape[0], len(heads), -1, -1)
+        keep = functional.pad(mask.to_dense(), (0, self.kv_layout.total_tiles - mask.kv_layout.total_tiles))
+        keep = keep.expand(self.bits.shape[0], len(heads), -1, -1)
         self.bits.index_copy_(1, heads, _pack(keep))
+
+
+class KeptMask:
+    """A mask that is a list, ready for use, while there is room, and bits when there is not.
+
+    Args:
+        mask: The mask.
+        batch: Its batch size, spelled out.
+        heads: Its heads, spelled out.
+    """
+
+    def __init__(self, mask: BlockMask, batch: int, heads: int) -> None:
+        self.size = (batch, heads)
+        self.q_layout, self.kv_layout = mask.q_layout, mask.kv_layout
+        self._listed: BlockMask | None = mask
+        self._packed: PackedMask | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        if self._listed is not None:
+            return int(self._listed.indices.nbytes + self._listed.counts.nbytes)
+        return self._bits().num_bytes
+
+    def shrink(self) -> None:
+        """Keep bits alone."""
+        self._packed = self._bits()
+        self._listed = None
+
+    def unpack(self) -> BlockMask:
+        """The mask."""
+        return self._bits().unpack() if self._listed is None else self._listed
+
+    def replace_heads(self, heads: torch.Tensor, mask: BlockMask) -> None:
+        """As `PackedMask.replace_heads`; a list stays a list."""
+        bits = self._bits()
+        bits.replace_heads(heads, mask)
+        if self._listed is not None:
+            self._listed = bits.unpack()
+
+    def _bits(self) -> PackedMask:
+        if self._listed is not None:
+            return PackedMask.pack(self._listed, *self.size)
+        assert self._packed is not None, "a mask is a list or bits"
+        return self._packed
 
 
 def _pack(keep: torch.Tensor) -> torch.Tensor:

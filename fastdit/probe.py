@@ -15,6 +15,7 @@ import torch
 import fastdit.attention_profile as profile
 from fastdit.adapters import find_adapter
 from fastdit.api import find_transformers
+from fastdit.attend import DenseAttention, sdpa
 from fastdit.config import AdaptiveConfig
 from fastdit.errors import AlreadyEnabledError
 from fastdit.grid import VideoGrid
@@ -113,15 +114,15 @@ class ProbeSlot(LayerSlot):
             return True
         return not self.probe.wants(self.transformer, self.layer, forward.tick.step)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dense: DenseAttention = sdpa
+    ) -> torch.Tensor:
         """Measure, then dense attention: `[B, S, H, D]` in and out."""
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
         self.probe.measure(self, forward, query, key, value)
         self.probe.done.add((self.transformer, self.layer, forward.tick.step))
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        out: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-        return out.transpose(1, 2)
+        return dense(query, key, value)
 
 
 class AttentionProbe:

@@ -29,10 +29,7 @@ def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> tor
     """
     q_layout = mask.q_layout
     kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
-    full = torch.ones(1, 1, q_layout.num_tiles, kv_layout.num_tiles, dtype=torch.bool, device=query.device)
-    dense = BlockMask.from_dense(
-        full, q_len=q_layout.segments, kv_len=kv_layout.segments, q_tile=q_layout.tile, kv_tile=kv_layout.tile
-    )
+    dense = BlockMask.full(q_layout, kv_layout, query.device)
     # The output is not needed: keys stand in for the values.
     _, lse = block_sparse_attention(query, key, key, dense, return_lse=True)
     return recall_given_lse(query, key, lse, mask)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 REASONS = {
     "dense_steps": "leading dense steps (schedule.dense_steps)",
     "dense_layers": "dense layers (schedule.dense_layers)",
+    "dense_heads": "layers whose heads are all dense (config.heads)",
     "min_tokens": "sequence shorter than min_tokens",
 }
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from fastdit.attend import sparse_step
+from fastdit.attend import DenseAttention, sdpa, sparse_step
 from fastdit.clock import RunClock, Tick
 from fastdit.config import AttentionConfig
 from fastdit.errors import NotEnabledError, UnsupportedModelError
 from fastdit.grid import VideoGrid
+from fastdit.head_groups import split_heads
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
 from fastdit.run_memory import RunMemory
@@ -52,6 +53,7 @@ class LayerSlot:
         self.transformer = transformer
         self.layer = layer
         self.name = name
+        self.config = session.config.at_layer(layer, num_layers)
         self.always_dense = session.config.schedule.is_dense_layer(layer, num_layers)
 
     def wants_dense(self, sequence_length: int, batch: int, heads: int) -> bool:
@@ -71,17 +73,22 @@ class LayerSlot:
                 f"{forward.grid.length}: this mode of the model is not supported; call fastdit.disable(pipe) to go on"
             )
         reason = forward.dense_reason or ("dense_layers" if self.always_dense else None)
+        if reason is None and not split_heads(self.config, heads).launches:
+            reason = "dense_heads"
         if reason is not None:
             self._record(forward, reason, batch * heads * sequence_length**2, None)
         return reason is not None
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dense: DenseAttention = sdpa
+    ) -> torch.Tensor:
         """Sparse attention of this call, after `wants_dense` said no.
 
         Args:
             query: `[B, S, H, D]` in the model's token order, after norms and RoPE.
             key: `[B, S, H, D]`.
             value: `[B, S, H, D]`.
+            dense: The pipeline's dense attention, for heads that stay dense.
 
         Returns:
             `[B, S, H, D]`.
@@ -90,11 +97,9 @@ class LayerSlot:
         assert forward is not None, "attend is only called inside a transformer forward"
         session, tick = self.session, forward.tick
         site = CallSite(self.transformer, self.layer, tick.branch, tick.step)
-        result = sparse_step(query, key, value, forward.grid, session.config, session.cache, session.memory, site)
+        result = sparse_step(query, key, value, forward.grid, self.config, session.cache, session.memory, site, dense)
         batch, length, heads, _ = query.shape
-        # A mask may serve all batch entries or heads at once.
-        pairs = result.mask.kept_pairs().expand(batch, heads).sum(0)
-        self._record(forward, None, batch * heads * length**2, pairs, result.reuse)
+        self._record(forward, None, batch * heads * length**2, result.kept_pairs(), result.reuse)
         return result.out
 
     def _record(

@@ -11,7 +11,6 @@ from fastdit.config import AttentionConfig
 from fastdit.errors import ConfigError, InvalidInputError
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
-from fastdit.recall import exact_recall
 from fastdit_kernels import BlockMask
 
 
@@ -20,17 +19,33 @@ class AttentionStats:
     """What one call of `sparse_attention` did.
 
     Args:
-        mask: What was computed, in tile order.
+        masks: What was computed, in tile order: heads and their mask, one for each combination of tile sizes. Heads
+            that a mixed config leaves dense list all tiles; there is no mask if all are.
+        kept_pairs: Scores computed, int64 `[H]`, summed over the batch.
+        dense_pairs: Scores of dense attention, all heads and batch entries.
         recall: Share of the true softmax mass on kept tokens, exact, `[B, H]`; `None` unless asked for.
     """
 
-    mask: BlockMask
+    masks: tuple[tuple[tuple[int, ...], BlockMask], ...]
+    kept_pairs: torch.Tensor
+    dense_pairs: int
     recall: torch.Tensor | None
+
+    @property
+    def mask(self) -> BlockMask:
+        """The mask of all heads.
+
+        Raises:
+            InvalidInputError: The heads have several masks, because of their tile sizes, or none.
+        """
+        if len(self.masks) != 1:
+            raise InvalidInputError(f"the heads have {len(self.masks)} masks: read `masks`, one for each tile size")
+        return self.masks[0][1]
 
     @property
     def density(self) -> float:
         """Attention FLOPs executed / dense attention FLOPs of this call; reads the device."""
-        return self.mask.density()
+        return int(self.kept_pairs.sum()) / self.dense_pairs
 
 
 def sparse_attention(
@@ -83,5 +98,6 @@ def sparse_attention(
     # The step takes [B, S, H, D], as processors have it.
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     step = sparse_step(q, k, v, geometry, config, MaskCache())
-    measured = exact_recall(step.query, step.key, step.mask) if recall else None
-    return step.out.transpose(1, 2), AttentionStats(step.mask, measured)
+    pairs = query.shape[0] * query.shape[1] * query.shape[2] ** 2
+    stats = AttentionStats(step.masks(), step.kept_pairs(), pairs, step.recall() if recall else None)
+    return step.out.transpose(1, 2), stats

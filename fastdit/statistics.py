@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,23 @@ class ReuseRecord:
     refreshed_heads: int
     recall: torch.Tensor | None
     drift: torch.Tensor | None
+
+
+def join_reuse(records: Sequence[ReuseRecord | None]) -> ReuseRecord | None:
+    """What the launches of one call did, as one record."""
+    found = [record for record in records if record is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    measured = [record.recall for record in found if record.recall is not None]
+    drifts = [record.drift for record in found if record.drift is not None]
+    return ReuseRecord(
+        age=max(record.age for record in found),
+        built=all(record.built for record in found),
+        kept=all(record.kept for record in found),
+        refreshed_heads=sum(record.refreshed_heads for record in found),
+        recall=torch.cat(measured) if measured else None,
+        drift=torch.cat(drifts) if drifts else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     },
     # On a single call it is its source; what reuse loses shows over steps only.
     "cached": {},
+    # A table of the others.
+    "mixed": {},
 }
 
 

@@ -16,6 +16,7 @@ from fastdit.cli.output_folder import staged_output
 from fastdit.validation import check_choice, check_count
 
 app = App(name="bench", help="Measure what sparse attention gains on this machine.")
+app.command("fastdit.cli.bench_cached:cached", name="cached")
 app.command("fastdit.cli.bench_capture:capture", name="capture")
 app.command("fastdit.cli.bench_selectors:selectors", name="selectors")
 

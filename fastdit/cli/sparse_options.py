@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from fastdit.config import METHODS, AdaptiveConfig, AttentionConfig, CachedConfig
+from fastdit.config import METHODS, AdaptiveConfig, AttentionConfig, CachedConfig, MixedConfig
 from fastdit.errors import ConfigError
 from fastdit.schedule import Schedule
 from fastdit.validation import check_choice
@@ -39,6 +39,8 @@ class SparseOptions:
         refresh_every: Steps after which masks are built anew (cached).
         check_every: Steps from one test of the masks to the next (cached).
         min_recall: Share of its first recall that a head's mask must keep to be reused (cached).
+        mass: What masks are built from: source or exact (cached).
+        text_density: Share of text tiles kept, with the exact mass (cached).
         dense_steps: Leading dense steps: a fraction such as 0.2, or a count such as 4.
         dense_layers: Layers that stay dense.
         order: Token order: gilbert, raster, space_major or frame_gilbert; score or auto order keys alone (pyramid,
@@ -59,6 +61,8 @@ class SparseOptions:
     refresh_every: int | None = None
     check_every: int | None = None
     min_recall: float | None = None
+    mass: str | None = None
+    text_density: float | None = None
     dense_steps: Annotated[int | float | None, Parameter(converter=_count_or_fraction)] = None
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None
     order: str | None = None
@@ -73,9 +77,13 @@ class SparseOptions:
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         source = given.get("source", defaults.get("source", AdaptiveConfig.method))
+        if MixedConfig.method in (method, source):
+            raise ConfigError(
+                "method='mixed' is a table of heads, which options cannot give: use fastdit.MixedConfig in Python"
+            )
         if method != CachedConfig.method:
             return _config(method, given, defaults)
-        check_choice("source", source, [name for name in METHODS if name != method])
+        check_choice("source", source, [name for name in METHODS if name not in (method, MixedConfig.method)])
         own = {name: (defaults | given)[name] for name in own_settings(method) & (defaults | given).keys()}
         rest = {name: value for name, value in given.items() if name not in own}
         others = {name: value for name, value in defaults.items() if name not in own}

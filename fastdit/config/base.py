@@ -32,8 +32,6 @@ class AttentionConfig:
     """
 
     method: ClassVar[str] = ""
-    # Whether masks depend on the tensors; if not, one mask serves all calls of a geometry.
-    needs_tensors: ClassVar[bool] = True
     order_names: ClassVar[tuple[str, ...]] = ORDER_NAMES
 
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
@@ -62,6 +60,20 @@ class AttentionConfig:
             grid: Geometry, `S = grid.length`.
         """
         raise ConfigError(f"{type(self).__name__} has no selector: use a method such as fastdit.AdaptiveConfig")
+
+    @property
+    def needs_tensors(self) -> bool:
+        """Whether masks depend on the tensors; if not, one mask serves all calls of a geometry."""
+        return True
+
+    def at_layer(self, layer: int, num_layers: int) -> AttentionConfig:
+        """The settings of one layer.
+
+        Args:
+            layer: Number of the layer in its transformer.
+            num_layers: Layers of the transformer.
+        """
+        return self
 
     @property
     def query_order(self) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from fastdit.config.adaptive import AdaptiveConfig
 from fastdit.config.base import AttentionConfig
+from fastdit.config.pyramid import PyramidConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
-from fastdit.validation import check_count, check_fraction
-from fastdit_kernels import BlockMask
+from fastdit.selectors import exact_mass
+from fastdit.validation import check_choice, check_count, check_fraction
+from fastdit_kernels import BlockMask, TileLayout
+
+MassName = Literal["source", "exact"]
+MASS_NAMES: tuple[MassName, ...] = get_args(MassName)
+# Settings of the adaptive method that say how much to keep, not how to estimate.
+BUDGET_FIELDS = {"top_p", "min_density", "max_density", "density"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +42,16 @@ class CachedConfig(AttentionConfig):
         min_recall: Share of its first recall that a head's mask must keep; `None` measures nothing.
         sample_tiles: Query tiles, evenly spread over the video, that the recall is measured on.
         sample_rows: Query rows of each of them.
+        mass: What masks are built from: `"source"` as it estimates, or `"exact"`, the true softmax mass of every tile
+            pair (`selectors.exact_mass`). That takes a dense pass at every refresh step, whose output is the output of
+            the step, and one more pass over the scores. Of an `AdaptiveConfig` as source it takes `density`, or
+            `top_p` between `min_density` and `max_density`, each of the video keys alone.
+        text_density: Share of text tiles that video queries keep, by the exact mass; only with `mass="exact"`.
     """
 
     method: ClassVar[str] = "cached"
+    # Those of any source; the source refuses what is not its own.
+    order_names: ClassVar[tuple[str, ...]] = PyramidConfig.order_names
 
     source: AttentionConfig = dataclasses.field(default_factory=AdaptiveConfig)
     refresh_every: int = 10
@@ -45,6 +59,8 @@ class CachedConfig(AttentionConfig):
     min_recall: float | None = 0.9
     sample_tiles: int = 8
     sample_rows: int = 2
+    mass: MassName = "source"
+    text_density: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +77,24 @@ class CachedConfig(AttentionConfig):
         check_count("sample_rows", self.sample_rows, 1)
         if self.min_recall is not None:
             check_fraction("min_recall", self.min_recall)
+        check_choice("mass", self.mass, MASS_NAMES)
+        check_fraction("text_density", self.text_density)
+        self._check_mass()
         self._share_settings()
+
+    def _check_mass(self) -> None:
+        """Refuse what the exact mass leaves without effect."""
+        if self.mass == "source":
+            if self.text_density != 1.0:
+                raise ConfigError(f"text_density={self.text_density} with mass='source': give mass='exact'")
+            return
+        if not isinstance(self.source, AdaptiveConfig):
+            raise ConfigError(f"mass='exact' with source={self.source.method!r}: accepted is an AdaptiveConfig")
+        used = {field.name for field in dataclasses.fields(AttentionConfig)} | BUDGET_FIELDS
+        for field in dataclasses.fields(self.source):
+            value = getattr(self.source, field.name)
+            if field.name not in used and value != field.default:
+                raise ConfigError(f"source has {field.name}={value!r}, which mass='exact' has no use for: leave it out")
 
     def _share_settings(self) -> None:
         """Make the shared settings of this config and of `source` agree; what was given wins over defaults."""
@@ -81,15 +114,38 @@ class CachedConfig(AttentionConfig):
         """The mask of `source`. Masks are kept by the session (`mask_reuse`), not here."""
         return self.source.select(query, key, value, grid)
 
+    def select_exact(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid
+    ) -> tuple[BlockMask, torch.Tensor]:
+        """Choose tiles by the exact mass; see `selectors.exact_mass`.
+
+        Returns:
+            The mask, and the output of dense attention `[B, H, S, D]` in tile order.
+        """
+        source = self.source
+        assert isinstance(source, AdaptiveConfig), "checked at construction"
+        q_layout, kv_layout = TileLayout(grid.segments, self.q_tile), TileLayout(grid.segments, self.kv_tile)
+        out, mass = exact_mass.dense_pass(query, key, value, q_layout, kv_layout, self.implementation)
+        fixed = source.density
+        mask = exact_mass.select(
+            mass,
+            q_layout,
+            kv_layout,
+            top_p=source.top_p if fixed is None else None,
+            min_density=source.min_density if fixed is None else fixed,
+            max_density=source.max_density if fixed is None else fixed,
+            text_density=self.text_density,
+        )
+        return mask, out
+
     @property
     def query_order(self) -> str:
         """That of `source`."""
         return self.source.query_order
 
-    @property
-    def corrects_mass(self) -> bool:
-        """As `source` says, anew in every step."""
-        return self.source.corrects_mass
+    def at_layer(self, layer: int, num_layers: int) -> CachedConfig:
+        """With `source` as it is in the layer."""
+        return dataclasses.replace(self, source=self.source.at_layer(layer, num_layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, those of `source` within."""

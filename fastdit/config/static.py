@@ -29,13 +29,17 @@ class StaticConfig(AttentionConfig):
     """
 
     method: ClassVar[str] = "static"
-    needs_tensors: ClassVar[bool] = False
 
     pattern: Pattern | str = "radial|sink"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "pattern", parse_pattern(self.pattern))
+
+    @property
+    def needs_tensors(self) -> bool:
+        """No: places alone count."""
+        return False
 
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Round the pattern to tiles; see `selectors.static.select`. Of `query` only the device counts."""

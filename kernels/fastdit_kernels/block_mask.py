@@ -85,6 +85,14 @@ class BlockMask:
         packed = order + (kv_layout.tile_levels(keep.device) << LEVEL_SHIFT)[order]
         return cls(packed.to(torch.int32), keep.sum(-1, dtype=torch.int32), q_layout, kv_layout)
 
+    @classmethod
+    def full(cls, q_layout: TileLayout, kv_layout: TileLayout, device: torch.device | None = None) -> BlockMask:
+        """Dense attention: every query tile lists all key tiles of level 0; batch and head size 1."""
+        tiles = torch.arange(kv_layout.num_tiles, dtype=torch.int32, device=device)
+        indices = tiles.expand(1, 1, q_layout.num_tiles, -1).contiguous()
+        counts = torch.full(indices.shape[:3], kv_layout.num_tiles, dtype=torch.int32, device=device)
+        return cls(indices, counts, q_layout, kv_layout)
+
     @property
     def q_tile(self) -> int:
         """Query rows of a tile."""

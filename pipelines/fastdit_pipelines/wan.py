@@ -11,6 +11,7 @@ from torch import nn
 from fastdit.errors import UnsupportedModelError
 from fastdit.grid import VideoGrid
 from fastdit.session import LayerSlot, Session
+from fastdit_pipelines.dense_backend import dense_attention
 from fastdit_pipelines.diffusers_hook import attach_session, forwarded
 
 
@@ -49,7 +50,7 @@ class WanSparseProcessor:
         if self.slot.wants_dense(length, batch, attn.heads):
             return self._dense(attn, hidden_states, None, None, rotary_emb)
         query, key, value = project(attn, hidden_states, rotary_emb)
-        out = self.slot.attend(query, key, value)
+        out = self.slot.attend(query, key, value, dense_attention(self._attention_backend))
         return finish(attn, out.flatten(2, 3).type_as(query))
 
     def _dense(self, *args: Any) -> torch.Tensor:

@@ -27,7 +27,11 @@ def call(masks, config, qkv, step, place=(0, 0, "cond"), grid=GRID):
     def build():
         return Selection(*qkv[1:], config.source.select(*qkv, grid), torch.arange(grid.length))
 
-    return masks.choose(config, *qkv, grid, CallSite(*place, step), build)
+    def rebuild(places, tensors, shares):
+        assert shares is None
+        return config.source.select(*tensors, grid)
+
+    return masks.choose(config, *qkv, grid, CallSite(*place, step), build, rebuild)
 
 
 def choose(*arguments, **options):
@@ -168,15 +172,28 @@ def test_recall_is_measured_at_check_steps(rng):
     assert [record.drift is not None for record in records] == [False, False, True, False, True]
 
 
-def test_without_room_a_mask_is_built_in_every_step(rng):
-    qkv = tensors(rng)
-    masks, config = ReusedMasks(), CachedConfig(source=SOURCE)
-    choose(masks, config, qkv, 0)
-    small = ReusedMasks(max_bytes=masks.num_bytes)
-    records = [choose(small, config, qkv, step, (0, layer, "cond"))[1] for step in (0, 1) for layer in (0, 1)]
+def test_without_room_masks_are_bits_and_then_built_in_every_step(rng):
+    qkv, config = tensors(rng), CachedConfig(source=SOURCE)
+
+    def run(max_bytes):
+        masks = ReusedMasks(max_bytes)
+        found = [choose(masks, config, qkv, step, (0, layer, "cond")) for step in (0, 1) for layer in (0, 1)]
+        return masks.num_bytes, [mask for mask, _ in found], [record for _, record in found]
+
+    held, masks, records = run(1 << 30)
+    bits = 2 * 3 * 10 * 3  # ten query tiles; nineteen key tiles in three bytes
+    assert held == 2 * (2 * 3 * 10 * 19 * 4 + 2 * 3 * 10 * 4)
+    assert [record.built for record in records] == [True, True, False, False]
+    for bound, left in ((held, held), (held - 1, held // 2 + bits), (2 * bits, 2 * bits)):
+        size, found, records = run(bound)
+        assert size == left
+        assert all(torch.equal(mask, again) for mask, again in zip(masks, found, strict=True))
+        assert all(record.kept for record in records)
+    size, found, records = run(2 * bits - 1)
     assert [record.built for record in records] == [True, True, False, True]
     assert [record.kept for record in records] == [True, False, True, False]
-    assert small.num_bytes == masks.num_bytes
+    assert size == bits
+    assert torch.equal(found[3], masks[3])
 
 
 def test_no_scalar_is_read_from_the_device(rng):

@@ -99,6 +99,12 @@ def test_a_query_tile_without_any_key_has_no_output(rng):
         assert torch.allclose(out[:, :, 32:], F.scaled_dot_product_attention(q, k, v)[:, :, 32:], atol=1e-5)
 
 
-def test_cached_does_as_its_source():
-    assert CachedConfig(source=make(rho=True)).corrects_mass
-    assert not CachedConfig(source=make()).corrects_mass
+def test_cached_does_as_its_source(rng):
+    q, k, v = random_qkv(rng)
+    outs = {}
+    for rho in (False, True):
+        for config in (make(rho=rho, density=0.3), CachedConfig(source=make(rho=rho, density=0.3))):
+            outs[config.method, rho] = sparse_attention(q, k, v, config, grid=(3, 7, 11), text_length=21)[0]
+    assert torch.equal(outs["cached", True], outs["adaptive", True])
+    assert torch.equal(outs["cached", False], outs["adaptive", False])
+    assert not torch.allclose(outs["cached", True], outs["cached", False], atol=1e-3)

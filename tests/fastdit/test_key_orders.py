@@ -69,7 +69,9 @@ def test_auto_gives_each_head_its_order(rng, grid):
         step = sparse_step(*tensors, grid, config, MaskCache(), memory, CallSite(0, number, "cond", 0))
         step.mask.validate()
         errors[order] = head_errors(step.out, exact)
-    choice = memory.key_orders.get(("key_order", (0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered"))
+    choice = memory.key_orders.get(
+        ("key_order", (0, 0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered")
+    )
     assert make().key_orders[choice[1]] == "score"
     assert make().key_orders[choice[0]] != "score"
     best = torch.stack([error for order, error in errors.items() if order != "auto"]).amin(0)
@@ -100,7 +102,7 @@ def test_cached_masks_keep_the_order_they_were_built_in(rng):
     )
     assert (built.reuse.built, reused.reuse.built) == (True, False)
     assert torch.equal(built.mask.to_dense(), reused.mask.to_dense())
-    order = memory.masks._entries[0, 0, "cond"].order
+    order = memory.masks._entries[0, 0, "cond", 0].order
     assert torch.equal(reused.key, gather_tokens(later[1].transpose(1, 2), order.long()))
     # The stripes of the later tensors lie elsewhere; in the order of the first ones the local head still fits.
     assert head_errors(reused.out, exact_attention(*later))[0] < 0.5

@@ -17,12 +17,14 @@ WHOLE = {
     "pyramid": {"density": 1.0},
     "static": {"pattern": "dense"},
     "cached": {"source": AdaptiveConfig(density=1.0)},
+    "mixed": {"heads": {0: "dense", 1: StaticConfig(pattern="dense")}, "default": AdaptiveConfig(density=1.0)},
 }
 LESS = {
     "adaptive": {"density": 0.4},
     "pyramid": {"density": 0.4, "num_levels": 1},
     "static": {"pattern": "window:2,3,3|sink"},
     "cached": {"source": AdaptiveConfig(density=0.4)},
+    "mixed": {"heads": {1: StaticConfig(pattern="window:2,3,3|sink")}, "default": AdaptiveConfig(density=0.4)},
 }
 
 

@@ -48,6 +48,8 @@ FLOORS = [
         "mask_reuse",
         "packed_mask",
         "key_orders",
+        "head_groups",
+        "step_result",
         "run_memory",
         "statistics",
         "compensation",
