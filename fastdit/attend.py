@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -102,7 +103,7 @@ def choose_tiles(
 
     def build() -> Selection:
         if method.key_orders:
-            orders = [_key_order(name, query, key, grid, cache) for name in method.key_orders]
+            orders = [partial(_key_order, name, query, key, grid, cache) for name in method.key_orders]
             settled = MaskCache() if memory is None else memory.key_orders
             return select_per_head(q, key, value, grid, method, orders, settled, place)
         k, v = gather_tokens(key, order), gather_tokens(value, order)
@@ -116,10 +117,13 @@ def choose_tiles(
     return q, build(), None
 
 
-def _key_order(name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> torch.Tensor:
-    """A permutation of the model's sequence: `[S]` from geometry, or `[H, S]` from the tensors of this call."""
+def _key_order(
+    name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache, heads: list[int]
+) -> torch.Tensor:
+    """A permutation of the model's sequence: `[S]` from geometry, or from the tensors `[len(heads), S]`."""
     if name == "score":
-        return score_order(query, key, grid)
+        places = torch.tensor(heads, device=query.device)
+        return score_order(query.index_select(1, places), key.index_select(1, places), grid)
     return _orders(grid, name, query.device, cache)[0]
 
 

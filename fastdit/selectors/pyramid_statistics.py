@@ -7,12 +7,15 @@ groups with mass `u`. Errors are means over the sampled rows of a query tile:
     use = mean(|P - F| + |u - m| |o|) / 2    (0 at level 0),    drop = mean(|F| + m |o|) / 2
 
 The first-order form `|F - m o|` of a drop is not used: a node with nearly all of the mass would look free.
+
+The score of a pooled key is the mean of its members' scores, and `n_g v_g` the sum of their values. So all levels come
+from one product of rows and keys, and neither keys nor values are pooled at full width.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +24,8 @@ from fastdit_kernels import TileLayout, stratified_rows
 
 # Pooled weights are at most one when all keys are seen; with sampled keys a missed peak must not overflow.
 MAX_LOG_WEIGHT = 20.0
-# Norms of value vectors are taken after a random projection to this many dimensions, a quarter of the cost at 64.
-VALUE_DIMS = 16
-
-
-@dataclass(frozen=True)
-class TileRows:
-    """Keys and values of consecutive tiles.
-
-    Args:
-        key: `[G, n * rows, D]`.
-        value: `[G, n * rows, P + 1]`: projected values, then a one that sums up the mass.
-        bias: Natural log of the tokens a row stands for, -inf on padding, `[n * rows]`.
-        tiles: `n`.
-    """
-
-    key: torch.Tensor
-    value: torch.Tensor
-    bias: torch.Tensor
-    tiles: int
+# Norms of value vectors are taken after a random projection to this many dimensions: with the mass they make 16.
+VALUE_DIMS = 15
 
 
 @dataclass(frozen=True)
@@ -47,133 +33,193 @@ class PyramidKeys:
     """What sampled rows are compared with.
 
     Args:
-        fine: Tokens of the video, all or a sample of each tile.
-        pooled: Video tiles of level 1 and above.
-        text: Text tokens, which every row sees; `None` without text.
+        layout: Tiles and levels of the video alone.
+        fine_key: Tokens of the video, all or a sample of each tile, `[G, n * r, D]`; padding repeats the last token.
+        fine_value: Their projected values and a one that sums up the mass, times the tokens each stands for (0 on
+            padding), `[G, n, r, P + 1]`.
+        pooled_key: Means of pairs of tokens, `[G, rows of level 1, D]`; `None` if all tokens are in `fine_key`.
+        pooled_value: For level 1 and above, sums of `fine_value` over the members of a row, `[G, n_l, tile, P + 1]`.
+        text_key: Text tokens, which every row sees, `[G, T, D]`; `None` without text.
+        text_value: Theirs, `[G, T, P + 1]`.
     """
 
-    fine: TileRows
-    pooled: tuple[TileRows, ...]
-    text: TileRows | None
+    layout: TileLayout
+    fine_key: torch.Tensor
+    fine_value: torch.Tensor
+    pooled_key: torch.Tensor | None
+    pooled_value: tuple[torch.Tensor, ...]
+    text_key: torch.Tensor | None
+    text_value: torch.Tensor | None
+
+    def of_heads(self, heads: slice) -> PyramidKeys:
+        """Those of some heads."""
+        return replace(
+            self,
+            fine_key=self.fine_key[heads],
+            fine_value=self.fine_value[heads],
+            pooled_key=None if self.pooled_key is None else self.pooled_key[heads],
+            pooled_value=tuple(value[heads] for value in self.pooled_value),
+            text_key=None if self.text_key is None else self.text_key[heads],
+            text_value=None if self.text_value is None else self.text_value[heads],
+        )
 
 
 @dataclass(frozen=True)
-class NodeStatistics:
-    """Per level, over `n` nodes, `R` sampled rows and `t` query tiles.
+class Contributions:
+    """What nodes add to output and mass of `R` rows, all times the `mass` of the row.
 
     Args:
-        use: Error of using a node, `[G, n, t]`.
-        drop: Error of dropping its tokens, `[G, n, t]`.
-        contribution: What a used node adds to the output and to the mass, `[G, n, R, P + 1]`.
-        output: Output of the rows over all keys seen, `[G, R, P]`.
-        text: What the text adds, `[G, R, P + 1]`; `None` without text.
+        fine: Tiles of level 0, `[G, n, P + 1, R]`.
+        pooled: Tiles of level 1 and above, likewise.
+        text: What the text adds, `[G, P + 1, R]`; `None` without text.
+        mass: Over all keys seen, `[G, 1, R]`.
+        output: Output of the rows over all keys seen, `[G, P, R]`.
     """
 
-    use: list[torch.Tensor]
-    drop: list[torch.Tensor]
-    contribution: list[torch.Tensor]
-    output: torch.Tensor
+    fine: torch.Tensor
+    pooled: list[torch.Tensor]
     text: torch.Tensor | None
-
-    def squared_error(self, cut: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed squares of the output error that a cut gives the sampled rows, and of the output itself.
-
-        This is the error as attention would make it, with its cancellations and its normalisation, not the sum of
-        bounds that the cut was chosen by.
-
-        Args:
-            cut: Per level bool `[G, n, t]`.
-
-        Returns:
-            Two `[G]`.
-        """
-        total = torch.zeros_like(self.contribution[0][:, 0]) if self.text is None else self.text
-        for keep, contribution in zip(cut, self.contribution, strict=True):
-            rows = keep.repeat_interleave(total.shape[1] // keep.shape[2], 2).unsqueeze(3)
-            total = total + (contribution * rows.to(total.dtype)).sum(1)
-        # A row that keeps no mass at all has output 0, as in attention over nothing.
-        estimate = total[..., :-1] / total[..., -1:].clamp_min(torch.finfo(total.dtype).tiny)
-        return (estimate - self.output).square().sum((1, 2)), self.output.square().sum((1, 2))
+    mass: torch.Tensor
+    output: torch.Tensor
 
 
-def pyramid_keys(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pooled_key: torch.Tensor,
-    pooled_value: torch.Tensor,
-    *,
-    layout: TileLayout,
-    kv_samples: int | None,
-) -> PyramidKeys:
-    """Cut tokens and pyramid buffers into what `node_statistics` reads; the first segment is the video.
+def pyramid_keys(key: torch.Tensor, value: torch.Tensor, layout: TileLayout, kv_samples: int | None) -> PyramidKeys:
+    """Prepare keys and values of some heads; the first segment is the video.
 
     Args:
         key: `[G, S, D]` in tile order.
         value: Likewise.
-        pooled_key: `[G, total_tiles * tile, D]`, see `pool_key_value`.
-        pooled_value: Likewise.
         layout: Tiles and levels of the keys.
         kv_samples: Tokens seen of each level-0 tile; `None` for all.
     """
     wide = torch.promote_types(key.dtype, torch.float32)
-    log_members = layout.row_members(key.device).to(wide).log()
-    projection = _projection(value.shape[2], wide, value.device)
-
-    def rows(key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, tiles: int) -> TileRows:
-        return TileRows(key.to(wide), F.pad(value.to(wide) @ projection, (0, 1), value=1.0), bias, tiles)
-
-    def tiles(level: int) -> TileRows:
-        count = layout.segment_tiles(level)[0]
-        place = slice(layout.level_offset(level) * layout.tile, (layout.level_offset(level) + count) * layout.tile)
-        return rows(pooled_key[:, place], pooled_value[:, place], log_members[place], count)
-
-    video = layout.segments[0]
+    video = TileLayout(layout.segments[:1], layout.tile, layout.num_levels)
+    tiles, padding = video.num_tiles, video.num_tiles * video.tile - video.length
+    projected = F.pad(value.to(wide) @ _projection(value.shape[2], wide, value.device), (0, 1), value=1.0)
+    values = F.pad(projected[:, : video.length], (0, 0, 0, padding))
+    pooled_key = None
     if kv_samples is None:
-        fine = tiles(0)
+        fine_key = key[:, : video.length].to(wide)
+        if padding:
+            fine_key = torch.cat([fine_key, fine_key[:, -1:].expand(-1, padding, -1)], 1)
+        fine_value = values.unflatten(1, (tiles, -1))
     else:
-        segment = TileLayout((video,), layout.tile)
-        picked = stratified_rows(segment, kv_samples, key.device)
-        weight = (segment.tile_rows(key.device).to(wide) / kv_samples).log().repeat_interleave(kv_samples)
-        fine = rows(key[:, picked], value[:, picked], weight, segment.num_tiles)
-    text = None
-    if layout.length > video:
-        zero = log_members.new_zeros(layout.length - video)
-        text = rows(key[:, video:], value[:, video:], zero, 1)
-    return PyramidKeys(fine, tuple(tiles(level) for level in range(1, layout.num_levels)), text)
+        picked = stratified_rows(TileLayout(video.segments, video.tile), kv_samples, key.device)
+        weight = video.tile_rows(key.device)[:tiles].to(wide) / kv_samples
+        fine_key = key[:, picked].to(wide)
+        fine_value = projected[:, picked].unflatten(1, (tiles, -1)) * weight.view(-1, 1, 1)
+        if video.num_levels > 1:
+            pooled_key = pair_means(key[:, : video.length].to(wide), video, 0)
+    text_key = text_value = None
+    if layout.length > video.length:
+        text_key, text_value = key[:, video.length :].to(wide), projected[:, video.length :]
+    pooled_value = _pooled_values(values, video)
+    return PyramidKeys(video, fine_key, fine_value, pooled_key, pooled_value, text_key, text_value)
 
 
-def node_statistics(rows: torch.Tensor, keys: PyramidKeys, samples: int, scale: float) -> NodeStatistics:
-    """Contributions and errors of all nodes for some query tiles.
+def contributions(rows: torch.Tensor, keys: PyramidKeys, scale: float) -> Contributions:
+    """What every node adds to some query rows.
 
     Args:
-        rows: Sampled queries, `samples` for each tile, `[G, R, D]` in the dtype of `keys`.
+        rows: `[G, R, D]` in the dtype of `keys`.
+        keys: See `pyramid_keys`.
+        scale: Factor on the scores.
+    """
+    rows = (rows * scale).mT
+    # Keys first: tiles are then contiguous and need no copy.
+    scores = keys.fine_key @ rows
+    peak = scores.amax(1, keepdim=True)
+    text_scores = None if keys.text_key is None else keys.text_key @ rows
+    if text_scores is not None:
+        peak = torch.maximum(peak, text_scores.amax(1, keepdim=True))
+    scores.sub_(peak)
+    pooled_scores = _pooled_scores(scores, rows, peak, keys)
+    fine = _weighted(scores, keys.fine_value)
+    total = fine.sum(1)
+    text = None
+    if text_scores is not None and keys.text_value is not None:
+        text = keys.text_value.mT @ text_scores.sub_(peak).exp_()
+        total += text
+    mass = total[:, -1:]
+    pooled = [_weighted(part, value) for part, value in zip(pooled_scores, keys.pooled_value, strict=True)]
+    return Contributions(fine, pooled, text, mass, total[:, :-1] / mass)
+
+
+def node_errors(
+    rows: torch.Tensor, keys: PyramidKeys, samples: int, scale: float
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Errors of using and of dropping every node, for some query tiles.
+
+    Args:
+        rows: Sampled queries, the first ones of all `t` tiles, then the second ones, ...: `[G, samples * t, D]`.
         keys: See `pyramid_keys`.
         samples: Rows per query tile.
         scale: Factor on the scores.
+
+    Returns:
+        `use` and `drop`: per level `[G, n, t]`.
     """
-    scores = _scores(rows, keys.fine, scale)
-    peak = scores.amax(1, keepdim=True)
-    text = None
-    if keys.text is not None:
-        text_scores = _scores(rows, keys.text, scale)
-        peak = torch.maximum(peak, text_scores.amax(1, keepdim=True))
-        text = _contribution(text_scores, peak, keys.text).squeeze(1)
-    fine = _contribution(scores, peak, keys.fine)
-    total = fine.sum(1) if text is None else fine.sum(1) + text
-    mass = total[..., -1:]
-    output, lse = total[..., :-1] / mass, peak + mass.mT.log()
-    fine = fine.div_(mass.unsqueeze(1))
-    text = None if text is None else text / mass
-    size = torch.linalg.vector_norm(output, dim=2).unsqueeze(1)
-    contributions, drop = [fine], [_error(fine, size, samples)]
+    found = contributions(rows, keys, scale)
+    size = torch.linalg.vector_norm(found.output, dim=1, keepdim=True)
+    fine = found.fine
+    drop = [_error(fine, size, found.mass, samples)]
     use = [torch.zeros_like(drop[0])]
-    for tiles in keys.pooled:
+    for pooled in found.pooled:
         fine = _pair_sums(fine)
-        pooled = _contribution(_scores(rows, tiles, scale), lse, tiles)
-        use.append(_error(pooled - fine, size, samples))
-        drop.append(_error(fine, size, samples))
-        contributions.append(pooled)
-    return NodeStatistics(use, drop, contributions, output, text)
+        use.append(_error(pooled.sub_(fine), size, found.mass, samples))
+        drop.append(_error(fine, size, found.mass, samples))
+    return use, drop
+
+
+def squared_errors(
+    rows: torch.Tensor, keys: PyramidKeys, cut: list[torch.Tensor], samples: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed squares of the output error that a cut gives some rows, and of the output itself.
+
+    This is the error as attention would make it, with its cancellations and its normalisation, not the sum of bounds
+    that a cut is chosen by.
+
+    Args:
+        rows: As in `node_errors`.
+        keys: See `pyramid_keys`.
+        cut: Nodes that are used, per level bool `[G, n, t]`.
+        samples: Rows per query tile.
+        scale: Factor on the scores.
+
+    Returns:
+        Two `[G]`.
+    """
+    found = contributions(rows, keys, scale)
+    total = torch.zeros_like(found.fine[:, 0]) if found.text is None else found.text
+    for keep, contribution in zip(cut, [found.fine, *found.pooled], strict=True):
+        total = total + (contribution * keep.repeat(1, 1, samples).unsqueeze(2)).sum(1)
+    # A row that keeps no mass at all has output 0, as in attention over nothing.
+    estimate = total[:, :-1] / total[:, -1:].clamp_min(torch.finfo(total.dtype).tiny)
+    return (estimate - found.output).square().sum((1, 2)), found.output.square().sum((1, 2))
+
+
+def pair_means(x: torch.Tensor, layout: TileLayout, level: int) -> torch.Tensor:
+    """Rows of the next level: means over twice as many tokens.
+
+    Args:
+        x: `[G, rows, C]`, means over runs of `2**level` tokens; rows of padding may follow.
+        layout: Tiles of one segment.
+        level: Level of `x`.
+
+    Returns:
+        `[G, rows, C]`, filled up to whole tiles with the last mean.
+    """
+    rows, run = layout.segment_rows(level)[0], 1 << level
+    filled, pairs = -(-rows // 2), rows // 2
+    means = x.new_empty(x.shape[0], layout.level_tiles(level + 1) * layout.tile, x.shape[2])
+    torch.lerp(x[:, 0 : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2], 0.5, out=means[:, :pairs])
+    if filled > pairs:
+        means[:, pairs] = x[:, rows - 1]
+    else:
+        last = layout.length - (rows - 1) * run
+        means[:, pairs - 1] = torch.lerp(x[:, rows - 2], x[:, rows - 1], last / (run + last))
+    means[:, filled:] = means[:, filled - 1 : filled]
+    return means
 
 
 def _projection(dim: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -185,28 +231,50 @@ def _projection(dim: int, dtype: torch.dtype, device: torch.device) -> torch.Ten
     return signs.to(dtype) / math.sqrt(VALUE_DIMS)
 
 
-def _scores(rows: torch.Tensor, tiles: TileRows, scale: float) -> torch.Tensor:
-    """Scores with the keys first, `[G, n * rows, R]`: tiles are then contiguous and need no copy."""
-    scores: torch.Tensor = tiles.key @ (rows * scale).mT
-    return scores.add_(tiles.bias.unsqueeze(1))
+def _pooled_values(values: torch.Tensor, layout: TileLayout) -> tuple[torch.Tensor, ...]:
+    """Sums over the members of every row of level 1 and above, from `[G, n * tile, P + 1]`."""
+    pooled = []
+    for level in range(1, layout.num_levels):
+        values = F.pad(values, (0, 0, 0, values.shape[1] % 2))
+        values = values[:, 0::2] + values[:, 1::2]
+        tiles = layout.level_tiles(level)
+        values = F.pad(values, (0, 0, 0, tiles * layout.tile - values.shape[1]))
+        pooled.append(values.unflatten(1, (tiles, -1)))
+    return tuple(pooled)
 
 
-def _contribution(scores: torch.Tensor, lse: torch.Tensor, tiles: TileRows) -> torch.Tensor:
-    """Unnormalised output and mass of every tile, `[G, n, R, P + 1]`; overwrites `scores`."""
-    weights = scores.sub_(lse).clamp_(max=MAX_LOG_WEIGHT).exp_().unflatten(1, (tiles.tiles, -1))
-    added: torch.Tensor = weights.mT @ tiles.value.unflatten(1, (tiles.tiles, -1))
+def _pooled_scores(
+    scores: torch.Tensor, rows: torch.Tensor, peak: torch.Tensor, keys: PyramidKeys
+) -> list[torch.Tensor]:
+    """Scores of level 1 and above, less the peak, from those of the tokens; `rows` is `[G, D, R]`."""
+    if keys.layout.num_levels == 1:
+        return []
+    if keys.pooled_key is None:
+        first = pair_means(scores, keys.layout, 0)
+    else:
+        first = (keys.pooled_key @ rows).sub_(peak).clamp_(max=MAX_LOG_WEIGHT)
+    levels = [first]
+    for level in range(1, keys.layout.num_levels - 1):
+        levels.append(pair_means(levels[-1], keys.layout, level))
+    return levels
+
+
+def _weighted(scores: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Sums of `e^score value` over every tile, `[G, n, P + 1, R]`; overwrites `scores`."""
+    added: torch.Tensor = value.mT @ scores.exp_().unflatten(1, value.shape[1:3])
     return added
 
 
 def _pair_sums(x: torch.Tensor) -> torch.Tensor:
-    """Sums of neighbouring nodes `[G, n, R, D]`; an odd last one stays alone."""
+    """Sums of neighbouring nodes `[G, n, P + 1, R]`; an odd last one stays alone."""
     if x.shape[1] % 2:
         x = F.pad(x, (0, 0, 0, 0, 0, 1))
     return x[:, 0::2] + x[:, 1::2]
 
 
-def _error(change: torch.Tensor, size: torch.Tensor, samples: int) -> torch.Tensor:
+def _error(change: torch.Tensor, size: torch.Tensor, mass: torch.Tensor, samples: int) -> torch.Tensor:
     """`(|change of the output| + |change of the mass| size) / 2`, mean over the rows of a query tile: `[G, n, t]`."""
-    norm = torch.linalg.vector_norm(change[..., :-1], dim=3) + change[..., -1].abs() * size
-    mean: torch.Tensor = norm.unflatten(2, (-1, samples)).mean(3)
-    return mean / 2
+    # Some 20 times faster than a vector norm, which is slow over a dimension that is not the last.
+    norm = change[:, :, :-1].square().sum(2).sqrt_() + change[:, :, -1].abs() * size
+    mean: torch.Tensor = (norm / (2 * mass)).unflatten(2, (samples, -1)).mean(2)
+    return mean

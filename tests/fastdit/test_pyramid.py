@@ -12,7 +12,7 @@ def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
     return TileLayout(segments, q_tile), TileLayout(segments, kv_tile, levels)
 
 
-def random_qkv(length, generator, batch=1, heads=2, dim=16, sharpness=2.0):
+def random_qkv(length, generator, batch=1, heads=2, dim=12, sharpness=2.0):
     q, k, v = (torch.randn(batch, heads, length, dim, generator=generator) for _ in range(3))
     return q * sharpness, k, v
 
