@@ -61,7 +61,8 @@ def select(
         measure: Also return the error.
 
     Returns:
-        The mask, and with `measure` the relative output error it gives the sampled rows, `[B, H]`.
+        The mask, and with `measure` the relative output error of it, `[B, H]`, on rows it was not fitted to: see
+        `held_out_samples`.
     """
     batch, heads, _, dim = query.shape
     scale = 1 / math.sqrt(dim) if scale is None else scale
@@ -70,6 +71,7 @@ def select(
     limit = max(budget, max_forced)
     width = max(limit + text_tiles, kv_layout.num_tiles if q_layout.num_tiles > video_tiles else 0)
     rows = _sampled(query, q_layout, q_samples)
+    others = _sampled(query, q_layout, held_out_samples(q_samples)) if measure else rows
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     if forced is not None:
         forced = forced.expand(batch, heads, video_tiles, kv_layout.segment_tiles(0)[0]).flatten(0, 1)
@@ -82,12 +84,21 @@ def select(
         cut = _cut(use, drop, None if forced is None else forced[some], budget, limit)
         indices[some, :video_tiles], counts[some, :video_tiles] = keep.listed(cut)
         if measure:
-            errors[some], norms[some] = _measured(rows[some], keys, cut, scale)
+            errors[some], norms[some] = _measured(others[some], keys, cut, scale)
     shape = (batch, heads)
     mask = BlockMask(indices.unflatten(0, shape), counts.unflatten(0, shape), q_layout, kv_layout)
     if not measure:
         return mask, None
     return mask, (errors / norms.clamp_min(torch.finfo(norms.dtype).tiny)).sqrt().view(shape)
+
+
+def held_out_samples(samples: int) -> int:
+    """Rows of a tile on which a choice made from `samples` rows is measured, about half as many.
+
+    Middles of equal parts never coincide if one of the two numbers is divisible by a higher power of two; in tiles of
+    few rows they may still round to the same row.
+    """
+    return samples // 2 if samples % 2 == 0 else 2
 
 
 def _sampled(query: torch.Tensor, layout: TileLayout, samples: int) -> torch.Tensor:
