@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from fastdit.grid import VideoGrid
 from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import pyramid
 from fastdit.selectors.own_tiles import own_tiles
+from fastdit.selectors.pyramid_levels import LevelRule, LevelTable
 from fastdit.validation import check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
@@ -33,7 +35,18 @@ class PyramidConfig(AttentionConfig):
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
         order: `"gilbert"`, `"raster"`, `"space_major"`, `"score"` (by attention received, per head), or `"auto"`: per
-            head the one of these four that errs least on the sampled rows, settled once per run and layer.
+            head the one of these four that errs least on sampled rows it was not fitted to, settled once per run and
+            layer.
+        level_shares: Instead of the least estimated error, levels by rank as in PSA (arXiv 2512.04025): which share of
+            the key blocks each level takes, e.g. `{0: 0.1, 1: 0.05, 3: 0.2}`, the finest level the blocks of the
+            largest attention mass; the rest is dropped. A block is `kv_tile * 2**l` tokens, `l` the coarsest level
+            named, so small tiles suit it. Text comes on top; `density` does not apply.
+        level_mass: Likewise, with the share of the attention mass that the blocks of each level carry together, e.g.
+            `{0: 0.5, 1: 0.1, 2: 0.1, 3: 0.1}`.
+        min_fine: With `level_mass`, least share of the blocks at level 0.
+        min_similarity: With either, least mean cosine between the first and the last key of the runs that a level
+            pools, e.g. `{1: 0.7, 2: 0.65, 3: 0.6}`, for every pooled level named; blocks that are less alike take a
+            lower level.
     """
 
     method: ClassVar[str] = "pyramid"
@@ -45,6 +58,10 @@ class PyramidConfig(AttentionConfig):
     q_samples: int = 4
     kv_samples: int | None = None
     keep_own_tile: bool | None = None
+    level_shares: LevelTable | Mapping[int, float] = ()
+    level_mass: LevelTable | Mapping[int, float] = ()
+    min_fine: float = 0.06
+    min_similarity: LevelTable | Mapping[int, float] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +72,41 @@ class PyramidConfig(AttentionConfig):
             raise ConfigError(f"num_levels={self.num_levels}: accepted is an integer of at most {MAX_LEVELS}")
         if self.kv_samples is not None:
             check_count("kv_samples", self.kv_samples, 1)
+        check_fraction("min_fine", self.min_fine)
+        for name in ("level_shares", "level_mass", "min_similarity"):
+            object.__setattr__(self, name, _level_table(name, getattr(self, name), self.num_levels))
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if self.level_shares and self.level_mass:
+            raise ConfigError("level_shares and level_mass exclude each other: give one")
+        for name in ("level_shares", "level_mass"):
+            total = sum(share for _, share in getattr(self, name))
+            if getattr(self, name) and not 0 < total <= 1 + 1e-6:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: accepted are fractions whose sum is above 0, at most 1"
+                )
+        rule = self._rule
+        if rule is None:
+            if self.min_similarity:
+                raise ConfigError("min_similarity: accepted with level_shares or level_mass only")
+            return
+        if self.density != type(self).density:
+            raise ConfigError(f"density={self.density}: level_shares and level_mass set the density themselves")
+        pooled = {level for level, _ in rule.shares or rule.mass} - {0}
+        if self.min_similarity and not pooled <= {level for level, _ in rule.min_similarity}:
+            raise ConfigError(f"min_similarity={self.min_similarity}: give a value for each of the levels {pooled}")
+
+    @property
+    def _rule(self) -> LevelRule | None:
+        """Levels by rank, if asked for."""
+        shares, mass, similarity = (
+            _level_table(name, getattr(self, name), self.num_levels)
+            for name in ("level_shares", "level_mass", "min_similarity")
+        )
+        if not shares and not mass:
+            return None
+        return LevelRule(shares, mass, self.min_fine if mass else 0.0, similarity)
 
     @property
     def query_order(self) -> str:
@@ -83,8 +135,10 @@ class PyramidConfig(AttentionConfig):
     ) -> tuple[BlockMask, torch.Tensor | None]:
         """Choose tiles for keys in any order."""
         q_layout = TileLayout(grid.segments, self.q_tile)
-        kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels)
+        rule = self._rule
+        kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
         keep_own = self.kv_samples is not None if self.keep_own_tile is None else self.keep_own_tile
+        budget = max(1, round(self.density * kv_layout.num_tiles))
         forced, max_forced = None, 0
         if keep_own:
             video_q, video_kv = q_layout.segment_tiles(0)[0], kv_layout.segment_tiles(0)[0]
@@ -98,10 +152,27 @@ class PyramidConfig(AttentionConfig):
             value,
             q_layout,
             kv_layout,
-            budget=max(1, round(self.density * kv_layout.num_tiles)),
+            budget=budget,
             q_samples=self.q_samples,
             kv_samples=self.kv_samples,
             forced=forced,
             max_forced=max_forced,
+            rule=rule,
             measure=measure,
         )
+
+
+def _level_table(name: str, given: LevelTable | Mapping[int, float], num_levels: int) -> LevelTable:
+    """Pairs of a level and a fraction in ascending order of the levels, from pairs or a mapping in any order."""
+    try:
+        pairs = [(level, value) for level, value in (given.items() if isinstance(given, Mapping) else given)]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}={given!r}: accepted is a mapping such as {{0: 0.1, 1: 0.05, 3: 0.2}}") from None
+    for level, value in pairs:
+        check_count(f"{name}: level", level)
+        if level >= num_levels:
+            raise ConfigError(f"{name}: level {level}: accepted are levels below num_levels={num_levels}")
+        check_fraction(f"{name}[{level}]", value)
+    if len({level for level, _ in pairs}) < len(pairs):
+        raise ConfigError(f"{name}={given!r}: a level is given twice")
+    return tuple(sorted(pairs))

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.selectors.pyramid_cut import INF, optimal_cut
-from fastdit.selectors.pyramid_statistics import PyramidKeys, node_errors, pyramid_keys, squared_errors
+from fastdit.selectors.pyramid_keys import PyramidKeys, pyramid_keys
+from fastdit.selectors.pyramid_levels import LevelRule, choose_levels
+from fastdit.selectors.pyramid_statistics import node_errors, squared_errors, tile_mass
 from fastdit_kernels import BlockMask, TileLayout, stratified_rows
 from fastdit_kernels.block_mask import LEVEL_SHIFT
 
@@ -39,6 +41,7 @@ def select(
     forced: torch.Tensor | None = None,
     max_forced: int = 0,
     scale: float | None = None,
+    rule: LevelRule | None = None,
     measure: bool = True,
 ) -> tuple[BlockMask, torch.Tensor | None]:
     """Build the mask of one layer.
@@ -58,6 +61,8 @@ def select(
         forced: bool, broadcastable to `[H, NQ, NK]` over video tiles of level 0: kept at level 0 in any case.
         max_forced: At least the number of forced tiles of any row; known on the host.
         scale: Factor on the scores, default `1 / sqrt(D)`.
+        rule: Choose levels by rank instead, with blocks of the coarsest level of `kv_layout`, which must be that of the
+            rule. `budget` does not apply.
         measure: Also return the error.
 
     Returns:
@@ -69,19 +74,25 @@ def select(
     video_tiles, text_tiles = q_layout.segment_tiles(0)[0], sum(kv_layout.segment_tiles(0)[1:])
     budget = max(1, budget - text_tiles)
     limit = max(budget, max_forced)
+    if rule is not None:
+        blocks = kv_layout.segment_tiles(rule.top)[0]
+        limit = min(blocks << rule.top, rule.max_tiles(blocks) + (max_forced << rule.top))
     width = max(limit + text_tiles, kv_layout.num_tiles if q_layout.num_tiles > video_tiles else 0)
-    rows = _sampled(query, q_layout, q_samples)
-    others = _sampled(query, q_layout, held_out_samples(q_samples)) if measure else rows
+    rows = sampled_rows(query, q_layout, q_samples)
+    others = sampled_rows(query, q_layout, held_out_samples(q_samples)) if measure else rows
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     if forced is not None:
         forced = forced.expand(batch, heads, video_tiles, kv_layout.segment_tiles(0)[0]).flatten(0, 1)
-    keep = _KeepTable(kv_layout, width, query.device)
+    keep = KeepTable(kv_layout, width, query.device)
     indices, counts = keep.everything(batch * heads, q_layout.num_tiles)
     errors, norms = (rows.new_zeros(batch * heads, dtype=torch.float32) for _ in range(2))
     for some in _head_groups(batch * heads, video_tiles, kv_layout):
         keys = pyramid_keys(key[some], value[some], kv_layout, kv_samples)
-        use, drop = _all_errors(rows[some], keys, scale)
-        cut = _cut(use, drop, None if forced is None else forced[some], budget, limit)
+        required = None if forced is None else forced[some]
+        if rule is None:
+            cut = _cut(*_all_errors(rows[some], keys, scale), required, budget, limit)
+        else:
+            cut = choose_levels(_all_masses(rows[some], keys, scale), key[some], rule, keys.layout, required)
         indices[some, :video_tiles], counts[some, :video_tiles] = keep.listed(cut)
         if measure:
             errors[some], norms[some] = _measured(others[some], keys, cut, scale)
@@ -101,7 +112,7 @@ def held_out_samples(samples: int) -> int:
     return samples // 2 if samples % 2 == 0 else 2
 
 
-def _sampled(query: torch.Tensor, layout: TileLayout, samples: int) -> torch.Tensor:
+def sampled_rows(query: torch.Tensor, layout: TileLayout, samples: int) -> torch.Tensor:
     """Rows of each video tile, `[B * H, t, samples, D]`."""
     picked = stratified_rows(TileLayout(layout.segments[:1], layout.tile), samples, query.device)
     return query.index_select(2, picked).flatten(0, 1).unflatten(1, (-1, samples))
@@ -138,6 +149,15 @@ def _all_errors(rows: torch.Tensor, keys: PyramidKeys, scale: float) -> tuple[li
             for level, errors in enumerate(found):
                 target[level][heads, some] = errors.transpose(1, 2)
     return use, drop
+
+
+def _all_masses(rows: torch.Tensor, keys: PyramidKeys, scale: float) -> torch.Tensor:
+    """Attention mass of the tiles of level 0, `[G, t, n]`."""
+    groups, tiles, samples, _ = rows.shape
+    mass = keys.fine_key.new_empty(groups, tiles, keys.layout.num_tiles)
+    for heads, some, chunk in _chunks(rows, keys):
+        mass[heads, some] = tile_mass(chunk, keys.of_heads(heads), samples, scale).transpose(1, 2)
+    return mass
 
 
 def _measured(
@@ -179,7 +199,7 @@ def _cut(
     return [torch.cat(level).unflatten(0, shape[:2]) for level in zip(*parts, strict=True)]
 
 
-class _KeepTable:
+class KeepTable:
     """Turns cuts into lists of mask entries."""
 
     def __init__(self, layout: TileLayout, width: int, device: torch.device) -> None:
@@ -203,12 +223,19 @@ class _KeepTable:
 
     def listed(self, cut: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Entries `[G, t, width]` and counts `[G, t]`: the nodes of the cut, level by level, then the text."""
-        keep = torch.cat(cut, 2)
-        text = torch.ones((*keep.shape[:2], len(self._text)), dtype=torch.bool, device=keep.device)
-        keep = torch.cat([keep, text], 2)
-        entries = torch.cat([self._video, self._text])
+        return self._compact(torch.cat(cut, 2), self._video)
+
+    def listed_tiles(self, found: list[tuple[int, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Likewise, from levels, numbers of tiles in them `[G, t, M]`, and bool `[G, t, M]` for those that are kept."""
+        entries = [tile + (self._layout.level_offset(level) + (level << LEVEL_SHIFT)) for level, tile, _ in found]
+        return self._compact(torch.cat([keep for _, _, keep in found], 2), torch.cat(entries, 2).to(torch.int32))
+
+    def _compact(self, keep: torch.Tensor, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        text = self._text.expand(*keep.shape[:2], -1)
+        keep = torch.cat([keep, torch.ones_like(text, dtype=torch.bool)], 2)
+        entries = torch.cat([entries.expand(*keep.shape[:2], -1), text], 2)
         slots = torch.where(keep, keep.cumsum(2) - 1, self._width)
         # What is not kept goes to one extra slot, which is cut off.
         indices = torch.zeros((*keep.shape[:2], self._width + 1), dtype=torch.int32, device=keep.device)
-        indices.scatter_(2, slots, entries.expand_as(slots))
+        indices.scatter_(2, slots, entries)
         return indices[..., :-1], keep.sum(2, dtype=torch.int32)
