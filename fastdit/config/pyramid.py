@@ -15,9 +15,12 @@ from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import pyramid
 from fastdit.selectors.own_tiles import own_tiles
 from fastdit.selectors.pyramid_levels import LevelRule, LevelTable
-from fastdit.validation import check_count, check_fraction
+from fastdit.selectors.pyramid_top_down import select_top_down
+from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
+
+SEARCHES = ("all", "top_down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class PyramidConfig(AttentionConfig):
         min_similarity: With either, least mean cosine between the first and the last key of the runs that a level
             pools, e.g. `{1: 0.7, 2: 0.65, 3: 0.6}`, for every pooled level named; blocks that are less alike take a
             lower level.
+        search: `"all"` tiles of all levels, or `"top_down"` for 100,000 tokens and more: the coarsest tiles first, then
+            the children of the most promising ones alone, as in LLSA (arXiv 2512.16615). Needs memory and time for
+            `beam` instead of all tiles, but misses peaks that vanish in the means of coarse tiles; the own tile is kept
+            by default. More levels make it faster; `kv_samples` does not apply.
+        beam: With `"top_down"`, tiles of each level that are opened, per query tile; `None` for as many as are kept.
     """
 
     method: ClassVar[str] = "pyramid"
@@ -62,6 +70,8 @@ class PyramidConfig(AttentionConfig):
     level_mass: LevelTable | Mapping[int, float] = ()
     min_fine: float = 0.06
     min_similarity: LevelTable | Mapping[int, float] = ()
+    search: str = "all"
+    beam: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +83,13 @@ class PyramidConfig(AttentionConfig):
         if self.kv_samples is not None:
             check_count("kv_samples", self.kv_samples, 1)
         check_fraction("min_fine", self.min_fine)
+        check_choice("search", self.search, SEARCHES)
+        if self.beam is not None:
+            check_count("beam", self.beam, 1)
+        if self.search == "all" and self.beam is not None:
+            raise ConfigError(f"beam={self.beam}: accepted with search='top_down' only")
+        if self.search == "top_down" and self.kv_samples is not None:
+            raise ConfigError(f"kv_samples={self.kv_samples}: search='top_down' sees all keys of the tiles it looks at")
         for name in ("level_shares", "level_mass", "min_similarity"):
             object.__setattr__(self, name, _level_table(name, getattr(self, name), self.num_levels))
         self._check_levels()
@@ -87,6 +104,10 @@ class PyramidConfig(AttentionConfig):
                     f"{name}={getattr(self, name)}: accepted are fractions whose sum is above 0, at most 1"
                 )
         rule = self._rule
+        if rule is not None and self.search != "all":
+            raise ConfigError(
+                f"search={self.search!r}: level_shares and level_mass rank all tiles, so 'all' is accepted"
+            )
         if rule is None:
             if self.min_similarity:
                 raise ConfigError("min_similarity: accepted with level_shares or level_mass only")
@@ -137,8 +158,22 @@ class PyramidConfig(AttentionConfig):
         q_layout = TileLayout(grid.segments, self.q_tile)
         rule = self._rule
         kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
-        keep_own = self.kv_samples is not None if self.keep_own_tile is None else self.keep_own_tile
+        misses_peaks = self.kv_samples is not None or self.search == "top_down"
+        keep_own = misses_peaks if self.keep_own_tile is None else self.keep_own_tile
         budget = max(1, round(self.density * kv_layout.num_tiles))
+        if self.search == "top_down":
+            return select_top_down(
+                query,
+                key,
+                value,
+                q_layout,
+                kv_layout,
+                budget=budget,
+                beam=budget if self.beam is None else self.beam,
+                q_samples=self.q_samples,
+                own_heads=shares_order if keep_own else None,
+                measure=measure,
+            )
         forced, max_forced = None, 0
         if keep_own:
             video_q, video_kv = q_layout.segment_tiles(0)[0], kv_layout.segment_tiles(0)[0]

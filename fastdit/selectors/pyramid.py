@@ -115,7 +115,8 @@ def held_out_samples(samples: int) -> int:
 def sampled_rows(query: torch.Tensor, layout: TileLayout, samples: int) -> torch.Tensor:
     """Rows of each video tile, `[B * H, t, samples, D]`."""
     picked = stratified_rows(TileLayout(layout.segments[:1], layout.tile), samples, query.device)
-    return query.index_select(2, picked).flatten(0, 1).unflatten(1, (-1, samples))
+    rows: torch.Tensor = query.index_select(2, picked).flatten(0, 1).unflatten(1, (-1, samples))
+    return rows
 
 
 def _head_groups(heads: int, tiles: int, layout: TileLayout) -> Iterator[slice]:
@@ -193,9 +194,9 @@ def _cut(
     parts = []
     for first in range(0, shape[0] * shape[1], step):
         trees = slice(first, first + step)
-        errors = ([level[trees] for level in part] for part in (flat_use, flat_drop))
+        some_use, some_drop = ([level[trees] for level in part] for part in (flat_use, flat_drop))
         # A row with nothing at all would have no output, so it keeps at least one node.
-        parts.append(optimal_cut(*errors, budgets.flatten()[trees], limit, min_nodes=1))
+        parts.append(optimal_cut(some_use, some_drop, budgets.flatten()[trees], limit, min_nodes=1))
     return [torch.cat(level).unflatten(0, shape[:2]) for level in zip(*parts, strict=True)]
 
 
