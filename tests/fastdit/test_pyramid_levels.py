@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdit import ConfigError, PyramidConfig, VideoGrid
+from fastdit import ConfigError, PyramidConfig, VideoGrid, sparse_attention
 from fastdit.selectors.pyramid_levels import DROPPED, LevelRule, choose_levels
 from fastdit_eval.attention_heads import make_heads
 from fastdit_eval.selector_baselines import psa
@@ -187,3 +187,11 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_configs_with_levels_are_hashable_values():
     assert PyramidConfig(level_shares={3: 0.2, 0: 0.1}) == PyramidConfig(level_shares=((0, 0.1), (3, 0.2)))
     assert hash(PyramidConfig(level_shares={0: 0.1}))
+
+
+def test_every_head_may_have_its_own_order(rng):
+    """Ranks work in any order of the keys, and the order is chosen as for cuts."""
+    q, k, v = random_qkv(WITH_TEXT, rng)
+    config = PyramidConfig(q_tile=32, kv_tile=8, level_shares={0: 1.0})
+    out, _ = sparse_attention(q, k, v, config, grid=(5, 9, 9), text_length=21)
+    assert torch.allclose(out, F.scaled_dot_product_attention(q, k, v), atol=1e-5)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdit import ConfigError, PyramidConfig, VideoGrid
+from fastdit import ConfigError, PyramidConfig, VideoGrid, sparse_attention
 from fastdit.selectors.own_tiles import own_tiles
-from fastdit.selectors.pyramid import select
+from fastdit.selectors.pyramid import held_out_samples, select
 from fastdit.selectors.pyramid_top_down import select_top_down
 from fastdit_eval.attention_heads import make_heads
 from fastdit_eval.selector_task import SelectorTask
-from fastdit_kernels import TileLayout, block_sparse_attention
+from fastdit_kernels import TileLayout, block_sparse_attention, stratified_rows
 
 
 def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
@@ -142,3 +142,18 @@ def test_a_few_opened_tiles_find_local_attention():
 def test_settings_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         PyramidConfig(**settings)
+
+
+def test_the_stated_error_is_that_of_held_out_rows_and_auto_goes_by_it(rng):
+    grid = VideoGrid(frames=4, height=8, width=9, text_length=13)
+    q, k, v = random_qkv(grid.length, rng)
+    q_layout, kv_layout = layouts(288, text=13)  # 9 query tiles: all are measured
+    mask, error = select_top_down(q, k, v, q_layout, kv_layout, budget=4, beam=3)
+    rows = stratified_rows(TileLayout((288,), 32), held_out_samples(4))
+    exact = F.scaled_dot_product_attention(q, k, v)
+    difference = (block_sparse_attention(q, k, v, mask) - exact)[:, :, rows]
+    assert torch.allclose(error, difference.norm(dim=(2, 3)) / exact[:, :, rows].norm(dim=(2, 3)), atol=1e-5)
+    config = PyramidConfig(q_tile=32, kv_tile=16, density=1.0, search="top_down", beam=99)
+    out, stats = sparse_attention(q, k, v, config, grid=(4, 8, 9), text_length=13)
+    assert stats.density == pytest.approx(1.0)
+    assert torch.allclose(out, exact, atol=1e-4)
