@@ -76,7 +76,7 @@ def select_per_head(
             mask, error = config.select_reordered(query, k, v, grid, shares[number].expand(heads), measure=True)
             assert error is not None, "measured on request"
             tried.append((order, mask))
-            errors.append(error.square().mean(0))
+            errors.append(error.mean(0))
         return torch.stack(errors).argmin(0).cpu()
 
     choice = memory.get(("key_order", site, grid, heads), choose)

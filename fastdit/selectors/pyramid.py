@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastdit.selectors.pyramid_cut import INF, optimal_cut
 from fastdit.selectors.pyramid_keys import PyramidKeys, pyramid_keys
 from fastdit.selectors.pyramid_levels import LevelRule, choose_levels
-from fastdit.selectors.pyramid_statistics import node_errors, squared_errors, tile_mass
+from fastdit.selectors.pyramid_statistics import node_errors, row_errors, tile_mass
 from fastdit_kernels import BlockMask, TileLayout, stratified_rows
 from fastdit_kernels.block_mask import LEVEL_SHIFT
 
@@ -85,7 +85,7 @@ def select(
         forced = forced.expand(batch, heads, video_tiles, kv_layout.segment_tiles(0)[0]).flatten(0, 1)
     keep = KeepTable(kv_layout, width, query.device)
     indices, counts = keep.everything(batch * heads, q_layout.num_tiles)
-    errors, norms = (rows.new_zeros(batch * heads, dtype=torch.float32) for _ in range(2))
+    errors = rows.new_zeros(batch * heads, dtype=torch.float32)
     for some in _head_groups(batch * heads, video_tiles, kv_layout):
         keys = pyramid_keys(key[some], value[some], kv_layout, kv_samples)
         required = None if forced is None else forced[some]
@@ -95,12 +95,10 @@ def select(
             cut = choose_levels(_all_masses(rows[some], keys, scale), key[some], rule, keys.layout, required)
         indices[some, :video_tiles], counts[some, :video_tiles] = keep.listed(cut)
         if measure:
-            errors[some], norms[some] = _measured(others[some], keys, cut, scale)
+            errors[some] = _measured(others[some], keys, cut, scale)
     shape = (batch, heads)
     mask = BlockMask(indices.unflatten(0, shape), counts.unflatten(0, shape), q_layout, kv_layout)
-    if not measure:
-        return mask, None
-    return mask, (errors / norms.clamp_min(torch.finfo(norms.dtype).tiny)).sqrt().view(shape)
+    return mask, errors.view(shape) if measure else None
 
 
 def held_out_samples(samples: int) -> int:
@@ -161,18 +159,14 @@ def _all_masses(rows: torch.Tensor, keys: PyramidKeys, scale: float) -> torch.Te
     return mass
 
 
-def _measured(
-    rows: torch.Tensor, keys: PyramidKeys, cut: list[torch.Tensor], scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared error and squared norm of the output of some rows, summed by head, `[G]`."""
-    groups, _, samples, _ = rows.shape
-    errors, norms = (rows.new_zeros(groups, dtype=torch.float32) for _ in range(2))
+def _measured(rows: torch.Tensor, keys: PyramidKeys, cut: list[torch.Tensor], scale: float) -> torch.Tensor:
+    """Relative output error of each head, mean over rows, `[G]`: few bad rows do not outweigh all others."""
+    groups, tiles, samples, _ = rows.shape
+    errors = rows.new_zeros(groups, dtype=torch.float32)
     for heads, some, chunk in _chunks(rows, keys):
         used = [level[heads, some].transpose(1, 2) for level in cut]
-        error, norm = squared_errors(chunk, keys.of_heads(heads), used, samples, scale)
-        errors[heads] += error
-        norms[heads] += norm
-    return errors, norms
+        errors[heads] += row_errors(chunk, keys.of_heads(heads), used, samples, scale)
+    return errors / (tiles * samples)
 
 
 def _cut(

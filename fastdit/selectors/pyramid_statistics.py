@@ -120,10 +120,10 @@ def tile_mass(rows: torch.Tensor, keys: PyramidKeys, samples: int, scale: float)
     return mean
 
 
-def squared_errors(
+def row_errors(
     rows: torch.Tensor, keys: PyramidKeys, cut: list[torch.Tensor], samples: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed squares of the output error that a cut gives some rows, and of the output itself.
+) -> torch.Tensor:
+    """Relative error `|o - o*| / |o*|` of the output that a cut gives some rows, summed over rows.
 
     This is the error as attention would make it, with its cancellations and its normalisation, not the sum of bounds
     that a cut is chosen by.
@@ -136,7 +136,7 @@ def squared_errors(
         scale: Factor on the scores.
 
     Returns:
-        Two `[G]`.
+        `[G]`.
     """
     found = contributions(rows, keys, scale)
     total = torch.zeros_like(found.fine[:, 0]) if found.text is None else found.text
@@ -144,7 +144,9 @@ def squared_errors(
         total = total + (contribution * keep.repeat(1, 1, samples).unsqueeze(2)).sum(1)
     # A row that keeps no mass at all has output 0, as in attention over nothing.
     estimate = total[:, :-1] / total[:, -1:].clamp_min(torch.finfo(total.dtype).tiny)
-    return (estimate - found.output).square().sum((1, 2)), found.output.square().sum((1, 2))
+    size = found.output.square().sum(1).sqrt().clamp_min(torch.finfo(total.dtype).tiny)
+    error: torch.Tensor = ((estimate - found.output).square().sum(1).sqrt() / size).sum(1)
+    return error
 
 
 def _pooled_scores(
