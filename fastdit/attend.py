@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ def _select(
     """The selection of one method for its heads; `tensors` are query, query in tile order, key and value of them."""
     method, (query, q, key, value) = group.config, tensors
     if method.key_orders:
-        orders = [_key_order(name, query, key, grid, cache) for name in method.key_orders]
+        orders = [partial(_key_order, name, query, key, grid, cache) for name in method.key_orders]
         settled = MaskCache() if memory is None else memory.key_orders
         place = None if site is None else (site.transformer, site.layer, group.heads[0])
         return select_per_head(q, key, value, grid, method, orders, settled, place)
@@ -256,10 +257,13 @@ def _put_back(out: torch.Tensor, groups: Sequence[MethodGroup], grid: VideoGrid,
     return gather_tokens(out, inverse).transpose(1, 2)
 
 
-def _key_order(name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> torch.Tensor:
-    """A permutation of the model's sequence: `[S]` from geometry, or `[H, S]` from the tensors of this call."""
+def _key_order(
+    name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache, heads: list[int]
+) -> torch.Tensor:
+    """A permutation of the model's sequence: `[S]` from geometry, or from the tensors `[len(heads), S]`."""
     if name == "score":
-        return score_order(query, key, grid)
+        places = torch.tensor(heads, device=query.device)
+        return score_order(query.index_select(1, places), key.index_select(1, places), grid)
     return _orders(grid, name, query.device, cache)[0]
 
 

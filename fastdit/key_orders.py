@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -34,13 +35,17 @@ class Selection:
     dense_out: torch.Tensor | None = None
 
 
+# Gives a permutation of the model's sequence for the named heads: `[S]` for all alike, or `[len(heads), S]`.
+MakeOrder = Callable[[list[int]], torch.Tensor]
+
+
 def select_per_head(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     grid: VideoGrid,
     config: AttentionConfig,
-    orders: Sequence[torch.Tensor],
+    orders: Sequence[MakeOrder],
     memory: MaskCache,
     site: Hashable,
 ) -> Selection:
@@ -52,8 +57,8 @@ def select_per_head(
         value: Likewise.
         grid: Geometry.
         config: Method with `key_orders`.
-        orders: A permutation of the model's sequence for each of them, `[S]`, or `[H, S]` for one per head.
-        memory: Holds the choice of each site.
+        orders: How each of them is made. Once a site has settled, each is made for the heads that chose it.
+        memory: Holds the choice of each site, on the host: settling waits for the device, later calls do not.
         site: Names the layer.
 
     Returns:
@@ -61,34 +66,48 @@ def select_per_head(
     """
     heads = query.shape[1]
     shares = torch.tensor([name == config.query_order for name in config.key_orders], device=query.device)
-    tried: list[BlockMask] = []
+    tried: list[tuple[torch.Tensor, BlockMask]] = []
 
     def choose() -> torch.Tensor:
         if len(orders) == 1:
-            return torch.zeros(heads, dtype=torch.int64, device=query.device)
+            return torch.zeros(heads, dtype=torch.int64)
         errors = []
-        for number, order in enumerate(orders):
+        for number, make in enumerate(orders):
+            order = make(list(range(heads)))
             k, v = gather_tokens(key, order), gather_tokens(value, order)
             mask, error = config.select_reordered(query, k, v, grid, shares[number].expand(heads), measure=True)
             assert error is not None, "measured on request"
-            tried.append(mask)
-            errors.append(error.square().mean(0))
-        return torch.stack(errors).argmin(0)
+            tried.append((order, mask))
+            errors.append(error.mean(0))
+        return torch.stack(errors).argmin(0).cpu()
 
     choice = memory.get(("key_order", site, grid, heads), choose)
-    order = _order_of_heads(orders, choice)
+    places = choice.to(query.device)
+    made = [partial(_of_heads, order) for order, _ in tried]
+    order = _order_of_heads(made or orders, choice, query)
     key, value = gather_tokens(key, order), gather_tokens(value, order)
-    mask = _mask_of_heads(tried, choice) if tried else None
-    if mask is None:
-        mask = config.select_reordered(query, key, value, grid, shares[choice], measure=False)[0]
-    return Selection(key, value, mask, order, shares[choice])
+    if tried:
+        mask = _mask_of_heads([mask for _, mask in tried], places)
+    else:
+        mask = config.select_reordered(query, key, value, grid, shares[places], measure=False)[0]
+    return Selection(key, value, mask, order, shares[places])
 
 
-def _order_of_heads(orders: Sequence[torch.Tensor], choice: torch.Tensor) -> torch.Tensor:
-    """The chosen order of each head, `[H, S]`."""
-    chosen = orders[0].expand(len(choice), -1)
-    for number, order in enumerate(orders[1:], 1):
-        chosen = torch.where((choice == number).unsqueeze(1), order, chosen)
+def _of_heads(order: torch.Tensor, heads: list[int]) -> torch.Tensor:
+    return order if order.ndim == 1 else order[heads]
+
+
+def _order_of_heads(orders: Sequence[MakeOrder], choice: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The chosen order of each head on the device of `like`: `[S]` if one serves all, else `[H, S]`."""
+    heads_of: dict[int, list[int]] = {}
+    for head, number in enumerate(choice.tolist()):
+        heads_of.setdefault(number, []).append(head)
+    made = {number: orders[number](heads) for number, heads in heads_of.items()}
+    if len(made) == 1:
+        return next(iter(made.values()))
+    chosen = torch.empty(len(choice), like.shape[2], dtype=torch.int64, device=like.device)
+    for number, heads in heads_of.items():
+        chosen[torch.tensor(heads, device=like.device)] = made[number]
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +14,14 @@ from fastdit.grid import VideoGrid
 from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import pyramid
 from fastdit.selectors.own_tiles import own_tiles
-from fastdit.validation import check_count, check_fraction
+from fastdit.selectors.pyramid_levels import LevelRule, LevelTable
+from fastdit.selectors.pyramid_top_down import select_top_down
+from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
 
 AUTO_ORDERS = ("gilbert", "raster", "space_major", "score")
+SEARCHES = ("all", "top_down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,23 @@ class PyramidConfig(AttentionConfig):
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
         order: A name that `orders.video_order` knows, `"score"` (by attention received, per head), or `"auto"`: per
-            head the one of `AUTO_ORDERS` that errs least on the sampled rows, settled once per run and layer.
+            head the one of `AUTO_ORDERS` that errs least on sampled rows it was not fitted to, settled once per run
+            and layer.
+        level_shares: Instead of the least estimated error, levels by rank as in PSA (arXiv 2512.04025): which share of
+            the key blocks each level takes, e.g. `{0: 0.1, 1: 0.05, 3: 0.2}`, the finest level the blocks of the
+            largest attention mass; the rest is dropped. A block is `kv_tile * 2**l` tokens, `l` the coarsest level
+            named, so small tiles suit it. Text comes on top; `density` does not apply.
+        level_mass: Likewise, with the share of the attention mass that the blocks of each level carry together, e.g.
+            `{0: 0.5, 1: 0.1, 2: 0.1, 3: 0.1}`.
+        min_fine: With `level_mass`, least share of the blocks at level 0.
+        min_similarity: With either, least mean cosine between the first and the last key of the runs that a level
+            pools, e.g. `{1: 0.7, 2: 0.65, 3: 0.6}`, for every pooled level named; blocks that are less alike take a
+            lower level.
+        search: `"all"` tiles of all levels, or `"top_down"` for 100,000 tokens and more: the coarsest tiles first, then
+            the children of the most promising ones alone, as in LLSA (arXiv 2512.16615). Needs memory and time for
+            `beam` instead of all tiles, but misses peaks that vanish in the means of coarse tiles; the own tile is kept
+            by default. More levels make it faster; `kv_samples` does not apply.
+        beam: With `"top_down"`, tiles of each level that are opened, per query tile; `None` for as many as are kept.
     """
 
     method: ClassVar[str] = "pyramid"
@@ -47,6 +67,12 @@ class PyramidConfig(AttentionConfig):
     q_samples: int = 4
     kv_samples: int | None = None
     keep_own_tile: bool | None = None
+    level_shares: LevelTable | Mapping[int, float] = ()
+    level_mass: LevelTable | Mapping[int, float] = ()
+    min_fine: float = 0.06
+    min_similarity: LevelTable | Mapping[int, float] = ()
+    search: str = "all"
+    beam: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +83,52 @@ class PyramidConfig(AttentionConfig):
             raise ConfigError(f"num_levels={self.num_levels}: accepted is an integer of at most {MAX_LEVELS}")
         if self.kv_samples is not None:
             check_count("kv_samples", self.kv_samples, 1)
+        check_fraction("min_fine", self.min_fine)
+        check_choice("search", self.search, SEARCHES)
+        if self.beam is not None:
+            check_count("beam", self.beam, 1)
+        if self.search == "all" and self.beam is not None:
+            raise ConfigError(f"beam={self.beam}: accepted with search='top_down' only")
+        if self.search == "top_down" and self.kv_samples is not None:
+            raise ConfigError(f"kv_samples={self.kv_samples}: search='top_down' sees all keys of the tiles it looks at")
+        for name in ("level_shares", "level_mass", "min_similarity"):
+            object.__setattr__(self, name, _level_table(name, getattr(self, name), self.num_levels))
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if self.level_shares and self.level_mass:
+            raise ConfigError("level_shares and level_mass exclude each other: give one")
+        for name in ("level_shares", "level_mass"):
+            total = sum(share for _, share in getattr(self, name))
+            if getattr(self, name) and not 0 < total <= 1 + 1e-6:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: accepted are fractions whose sum is above 0, at most 1"
+                )
+        rule = self._rule
+        if rule is not None and self.search != "all":
+            raise ConfigError(
+                f"search={self.search!r}: level_shares and level_mass rank all tiles, so 'all' is accepted"
+            )
+        if rule is None:
+            if self.min_similarity:
+                raise ConfigError("min_similarity: accepted with level_shares or level_mass only")
+            return
+        if self.density != type(self).density:
+            raise ConfigError(f"density={self.density}: level_shares and level_mass set the density themselves")
+        pooled = {level for level, _ in rule.shares or rule.mass} - {0}
+        if self.min_similarity and not pooled <= {level for level, _ in rule.min_similarity}:
+            raise ConfigError(f"min_similarity={self.min_similarity}: give a value for each of the levels {pooled}")
+
+    @property
+    def _rule(self) -> LevelRule | None:
+        """Levels by rank, if asked for."""
+        shares, mass, similarity = (
+            _level_table(name, getattr(self, name), self.num_levels)
+            for name in ("level_shares", "level_mass", "min_similarity")
+        )
+        if not shares and not mass:
+            return None
+        return LevelRule(shares, mass, self.min_fine if mass else 0.0, similarity)
 
     @property
     def query_order(self) -> str:
@@ -85,8 +157,24 @@ class PyramidConfig(AttentionConfig):
     ) -> tuple[BlockMask, torch.Tensor | None]:
         """Choose tiles for keys in any order."""
         q_layout = TileLayout(grid.segments, self.q_tile)
-        kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels)
-        keep_own = self.kv_samples is not None if self.keep_own_tile is None else self.keep_own_tile
+        rule = self._rule
+        kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
+        misses_peaks = self.kv_samples is not None or self.search == "top_down"
+        keep_own = misses_peaks if self.keep_own_tile is None else self.keep_own_tile
+        budget = max(1, round(self.density * kv_layout.num_tiles))
+        if self.search == "top_down":
+            return select_top_down(
+                query,
+                key,
+                value,
+                q_layout,
+                kv_layout,
+                budget=budget,
+                beam=budget if self.beam is None else self.beam,
+                q_samples=self.q_samples,
+                own_heads=shares_order if keep_own else None,
+                measure=measure,
+            )
         forced, max_forced = None, 0
         if keep_own:
             video_q, video_kv = q_layout.segment_tiles(0)[0], kv_layout.segment_tiles(0)[0]
@@ -100,10 +188,27 @@ class PyramidConfig(AttentionConfig):
             value,
             q_layout,
             kv_layout,
-            budget=max(1, round(self.density * kv_layout.num_tiles)),
+            budget=budget,
             q_samples=self.q_samples,
             kv_samples=self.kv_samples,
             forced=forced,
             max_forced=max_forced,
+            rule=rule,
             measure=measure,
         )
+
+
+def _level_table(name: str, given: LevelTable | Mapping[int, float], num_levels: int) -> LevelTable:
+    """Pairs of a level and a fraction in ascending order of the levels, from pairs or a mapping in any order."""
+    try:
+        pairs = [(level, value) for level, value in (given.items() if isinstance(given, Mapping) else given)]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}={given!r}: accepted is a mapping such as {{0: 0.1, 1: 0.05, 3: 0.2}}") from None
+    for level, value in pairs:
+        check_count(f"{name}: level", level)
+        if level >= num_levels:
+            raise ConfigError(f"{name}: level {level}: accepted are levels below num_levels={num_levels}")
+        check_fraction(f"{name}[{level}]", value)
+    if len({level for level, _ in pairs}) < len(pairs):
+        raise ConfigError(f"{name}={given!r}: a level is given twice")
+    return tuple(sorted(pairs))

@@ -91,6 +91,28 @@ def test_a_remembered_choice_gives_the_same_output(rng):
     assert torch.equal(first.mask.to_dense(), second.mask.to_dense())
 
 
+def test_scores_are_asked_only_for_heads_that_settled_on_them(rng, monkeypatch):
+    asked = []
+
+    def counting(query, *rest):
+        asked.append(query.shape[1])
+        return score_order(query, *rest)
+
+    monkeypatch.setattr("fastdit.attend.score_order", counting)
+    tensors = local_and_stripe_heads(GRID, rng)
+    memory = RunMemory()
+    steps = [
+        sparse_step(*tensors, GRID, make(density=0.3), MaskCache(), memory, CallSite(0, 0, "cond", step))
+        for step in range(2)
+    ]
+    assert asked == [2, 1]  # all heads try; afterwards the stripe head alone
+    assert torch.equal(steps[0].out, steps[1].out)
+    local = [x[:, :, :1] for x in tensors]
+    for step in range(2):
+        sparse_step(*local, GRID, make(density=0.3), MaskCache(), memory, CallSite(0, 1, "cond", step))
+    assert asked == [2, 1, 1]  # the try of the second layer, whose one head chose another order
+
+
 def test_cached_masks_keep_the_order_they_were_built_in(rng):
     """Keys by score are in another order in every step; a mask that is reused speaks of the order of its own."""
     first, later = local_and_stripe_heads(GRID, rng), local_and_stripe_heads(GRID, rng)

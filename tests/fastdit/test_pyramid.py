@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.selectors.adaptive import own_tiles
-from fastdit.selectors.pyramid import select
-from fastdit_kernels import TileLayout, block_mass, block_sparse_attention, select_tiles
+from fastdit.selectors.pyramid import held_out_samples, select
+from fastdit_kernels import TileLayout, block_mass, block_sparse_attention, select_tiles, stratified_rows
 
 
 def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
@@ -12,7 +12,7 @@ def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
     return TileLayout(segments, q_tile), TileLayout(segments, kv_tile, levels)
 
 
-def random_qkv(length, generator, batch=1, heads=2, dim=16, sharpness=2.0):
+def random_qkv(length, generator, batch=1, heads=2, dim=12, sharpness=2.0):
     q, k, v = (torch.randn(batch, heads, length, dim, generator=generator) for _ in range(3))
     return q * sharpness, k, v
 
@@ -36,16 +36,35 @@ def test_every_level_and_tile_size_gives_a_valid_mask_within_budget(rng, length,
         assert error.isfinite().all()
 
 
-def test_the_stated_error_is_the_error_of_the_rows_seen(rng):
-    """With all rows sampled, what `select` says is what attention with its mask makes."""
+def test_the_stated_error_is_that_of_rows_the_choice_was_not_fitted_to(rng):
+    """What `select` says is what attention with its mask makes on those rows."""
     for text in (0, 13):
         q, k, v = random_qkv(203 + text, rng)
         q_layout, kv_layout = layouts(203, q_tile=7, text=text)  # 203 = 29 * 7
-        mask, error = select(q, k, v, q_layout, kv_layout, budget=4, q_samples=7)
-        video = block_sparse_attention(q, k, v, mask)[:, :, :203]
-        exact = F.scaled_dot_product_attention(q, k, v)[:, :, :203]
-        true = (video - exact).norm(dim=(2, 3)) / exact.norm(dim=(2, 3))
+        mask, error = select(q, k, v, q_layout, kv_layout, budget=4, q_samples=6)
+        rows = stratified_rows(TileLayout((203,), 7), held_out_samples(6))
+        video = block_sparse_attention(q, k, v, mask)[:, :, rows]
+        exact = F.scaled_dot_product_attention(q, k, v)[:, :, rows]
+        true = ((video - exact).norm(dim=3) / exact.norm(dim=3)).mean(2)
         assert torch.allclose(error, true, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", range(1, 17))
+def test_held_out_rows_are_other_rows(samples):
+    layout = TileLayout((384,), 128)
+    fitted = set(stratified_rows(layout, samples).tolist())
+    assert fitted.isdisjoint(stratified_rows(layout, held_out_samples(samples)).tolist())
+
+
+def test_a_choice_that_fits_the_sampled_rows_alone_is_not_called_good(rng):
+    """Of every query tile the sampled rows look at the first half of the keys, all others at the second half."""
+    q, k, v = (0.1 * torch.randn(1, 1, 256, 12, generator=rng) for _ in range(3))
+    q[..., 0] = -8
+    q[:, :, stratified_rows(TileLayout((256,), 32), 4), 0] = 8
+    k[..., 0] = torch.where(torch.arange(256) < 128, 4.0, -4.0)
+    v += torch.randn(1, 1, 256, 12, generator=rng)
+    _, error = select(q, k, v, *layouts(256), budget=8)
+    assert error.min() > 0.9
 
 
 def test_equal_keys_within_groups_reproduce_dense_attention(rng):
