@@ -221,7 +221,9 @@ def test_adaptive_auto_gives_each_head_its_order(rng, grid, complement):
     first.mask.validate()
     assert torch.equal(first.mask.to_dense(), second.mask.to_dense())
     assert torch.equal(first.out, second.out)
-    choice = memory.key_orders.get(("key_order", (0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered"))
+    choice = memory.key_orders.get(
+        ("key_order", (0, 0, 0), grid, 2), lambda: pytest.fail("the choice was not remembered")
+    )
     assert config.key_orders[choice[1]] == "score"
     assert config.key_orders[choice[0]] != "score"
     exact = exact_attention(*tensors)
