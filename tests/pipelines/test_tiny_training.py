@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from fastdit.errors import ConfigError
 from fastdit_pipelines.tiny import train_transformer as transformer_module
 from fastdit_pipelines.tiny import train_vae as vae_module
 from fastdit_pipelines.tiny.caption_padding import padded_captions
 from fastdit_pipelines.tiny.clip_pool import ClipSize
 from fastdit_pipelines.tiny.components import build_pipeline
-from fastdit_pipelines.tiny.frame_subset import draw_frames, placed_frames
+from fastdit_pipelines.tiny.frame_subset import SubsetDraw, draw_frames, placed_frames
 from fastdit_pipelines.tiny.muon import Muon
 from fastdit_pipelines.tiny.train_transformer import Stage, TransformerTraining, train_transformer
 from fastdit_pipelines.tiny.train_vae import VaeTraining, Window, set_latent_statistics, train_vae
@@ -108,12 +109,36 @@ def test_frames_of_a_subset_keep_their_places():
 @pytest.mark.parametrize("neighbour_share", [0.0, 1.0])
 def test_subsets_of_frames_are_sorted_distinct_and_reach_every_frame(neighbour_share):
     generator = torch.Generator().manual_seed(0)
-    drawn = [draw_frames(7, 3, neighbour_share, 0.0, generator) for _ in range(200)]
+    draw = SubsetDraw(span_share=0.0, neighbour_share=neighbour_share, first_frame_share=0.0)
+    drawn = [draw_frames(7, 3, draw, generator) for _ in range(200)]
     assert all(bool((subset.diff() > 0).all()) and len(subset) == 3 for subset in drawn)
     assert set(torch.cat(drawn).tolist()) == set(range(7))
     assert all(bool((subset.diff() == 1).all()) for subset in drawn) == (neighbour_share == 1.0)
-    with_first = [draw_frames(7, 3, neighbour_share, 1.0, generator) for _ in range(50)]
+    draw = SubsetDraw(span_share=0.0, neighbour_share=neighbour_share, first_frame_share=1.0)
+    with_first = [draw_frames(7, 3, draw, generator) for _ in range(50)]
     assert all(subset[0] == 0 and bool((subset.diff() > 0).all()) for subset in with_first)
+
+
+def test_subsets_that_span_the_clip_are_even():
+    draw = SubsetDraw(span_share=1.0, neighbour_share=0.0, first_frame_share=0.0)
+    assert draw_frames(29, 9, draw, torch.Generator()).tolist() == [0, 4, 7, 10, 14, 18, 21, 24, 28]
+
+
+@pytest.mark.parametrize("neighbour_share", [0.0, 1.0])
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_frames_leave_out_the_first(count, neighbour_share):
+    """Their rotary positions say nothing about where the clip begins."""
+    draw = SubsetDraw(span_share=1.0 - neighbour_share, neighbour_share=neighbour_share, first_frame_share=1.0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw_frames(7, count, draw, generator) for _ in range(200)])
+    assert set(drawn.tolist()) == set(range(1, 7))
+
+
+def test_shares_of_a_subset_that_pass_one_are_refused():
+    with pytest.raises(ConfigError, match="at most 1"):
+        SubsetDraw(span_share=0.6, neighbour_share=0.5)
+    with pytest.raises(ConfigError, match="span_share"):
+        SubsetDraw(span_share=-0.1)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])

@@ -12,6 +12,9 @@ from tqdm.auto import tqdm
 from fastdit_pipelines.tiny.run_directory import save_whole
 from fastdit_pipelines.tiny.world import SceneSampler, render
 
+# More than a generation asks for: two objects are harder.
+TWO_OBJECT_SHARE = 0.4
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSize:
@@ -72,7 +75,7 @@ def load_pool(pipe: WanPipeline, clip_size: ClipSize, seed: int, folder: Path) -
 @torch.no_grad()
 def encode_pool(pipe: WanPipeline, clip_size: ClipSize, seed: int) -> ClipPool:
     """Render `clip_size.pool_size` scenes drawn with `seed` and encode them with the autoencoder, where it is."""
-    sampler = SceneSampler(seed)
+    sampler = SceneSampler(seed, two_object_share=TWO_OBJECT_SHARE)
     device = pipe.vae.device
     mean = torch.tensor(pipe.vae.config.latents_mean, device=device).view(1, -1, 1, 1, 1)
     std = torch.tensor(pipe.vae.config.latents_std, device=device).view(1, -1, 1, 1, 1)

@@ -9,7 +9,7 @@ from diffusers import WanPipeline
 
 from fastdit_pipelines.tiny.caption_padding import PIPELINE_LENGTH, padded_captions
 from fastdit_pipelines.tiny.clip_pool import ClipPool, ClipSize
-from fastdit_pipelines.tiny.frame_subset import draw_frames, placed_frames
+from fastdit_pipelines.tiny.frame_subset import SubsetDraw, draw_frames, placed_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +22,14 @@ class Task:
         text_length: Tokens that captions are padded to in training.
         padding_share: Captions count as padded to a length drawn between `text_length` and the stock pipeline's 512,
             evenly in the logarithm of the padding up to this share of it.
-        neighbour_share: How often the frames of a subset follow on each other.
-        first_frame_share: How often the earliest of them is replaced by the first frame of the clip.
+        subset: How the latent frames of a subset are drawn.
     """
 
     flow_shift: float
     caption_dropout: float
     text_length: int
     padding_share: float
-    neighbour_share: float
-    first_frame_share: float
+    subset: SubsetDraw
 
 
 def flow_matching_loss(
@@ -53,7 +51,7 @@ def flow_matching_loss(
     num_frames = pool.latents.shape[2]
     frames = torch.arange(num_frames)
     if item.latent_frames is not None and item.latent_frames < num_frames:
-        frames = draw_frames(num_frames, item.latent_frames, task.neighbour_share, task.first_frame_share, generator)
+        frames = draw_frames(num_frames, item.latent_frames, task.subset, generator)
     clips = pool.latents[picked][:, :, frames].float().to(device)
     noise = torch.randn(clips.shape, generator=generator).to(device)
     uniform = torch.sigmoid(torch.randn(batch_size, generator=generator)).to(device)

@@ -101,7 +101,8 @@ def _agreement(item: AskedObject, found: ObjectReading | None) -> float:
     if found is None:
         return 0.0
     points = 2.0 * (found.color == item.color) + 1.0 * (found.direction == item.direction)
-    points += 0.5 * (found.speed == item.speed) + found.overlaps[item.shape] + 0.5 * (found.shape == item.shape)
+    # Objects of one colour are told apart by shape first: a wrong direction must not be read as a wrong shape.
+    points += 0.5 * (found.speed == item.speed) + found.overlaps[item.shape] + 1.5 * (found.shape == item.shape)
     # Size and presence come last, so that specks lose against objects.
     return points + 0.5 * found.present_share
 

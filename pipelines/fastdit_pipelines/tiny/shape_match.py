@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastdit_pipelines.tiny.segmentation import Array
-from fastdit_pipelines.tiny.world import SHAPES, signed_distance
+from fastdit_pipelines.tiny.world import CROSS_ARM, SHAPES, signed_distance
 
 # Area of each shape over its squared radius, from the outlines in `world.signed_distance`.
 _SLOPE, _TOP, _BOTTOM = math.cos(math.pi / 6), -1.12, 0.75
@@ -16,7 +16,7 @@ UNIT_AREAS: dict[str, float] = {
     "circle": math.pi,
     "square": (2 * 0.86) ** 2,
     "triangle": (0.56 + 0.5 * _BOTTOM) / _SLOPE * (_BOTTOM - _TOP),
-    "cross": 2 * 2 * 0.68 - 0.68**2,
+    "cross": 8 * CROSS_ARM - (2 * CROSS_ARM) ** 2,
 }
 # Centroid below the shape's own origin, over its radius.
 CENTROID_OFFSETS: dict[str, float] = {"triangle": _TOP + 2 / 3 * (_BOTTOM - _TOP)}

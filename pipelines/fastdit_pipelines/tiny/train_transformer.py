@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from fastdit_pipelines.tiny.clip_pool import ClipPool, ClipSize, load_pool
 from fastdit_pipelines.tiny.flow_matching import Task, flow_matching_loss
+from fastdit_pipelines.tiny.frame_subset import SubsetDraw
 from fastdit_pipelines.tiny.run_directory import RunDirectory
 from fastdit_pipelines.tiny.trainee import Trainee
 
@@ -59,9 +60,10 @@ DEFAULT_STAGES = (
     ),
     Stage(
         clip_sizes=(
-            _default_size(2, 16, 0.4),
+            _default_size(2, 16, 0.3),
             _default_size(4, 8, 0.3),
             _default_size(8, 4, 0.15),
+            _default_size(9, 4, 0.1),
             _larger_size(1, 8, 0.05),
             _larger_size(2, 8, 0.1),
         ),
@@ -72,10 +74,11 @@ DEFAULT_STAGES = (
     ),
     Stage(
         clip_sizes=(
-            _default_size(4, 8, 0.4),
-            _default_size(8, 4, 0.2),
-            _default_size(None, 1, 0.25),
-            _larger_size(2, 8, 0.15),
+            _default_size(4, 8, 0.25),
+            _default_size(8, 4, 0.25),
+            _default_size(9, 4, 0.15),
+            _default_size(None, 2, 0.25),
+            _larger_size(2, 8, 0.1),
         ),
         num_steps=4000,
         flow_shift=5.0,
@@ -95,8 +98,7 @@ class TransformerTraining:
         adamw_rate: Learning rate of all other weights at rate 1.
         caption_dropout: Share of clips trained with an empty caption, for classifier-free guidance.
         text_length: Padded caption length; scores stand for up to the stock pipeline's 512 (`caption_padding`).
-        neighbour_share: How often the latent frames of a subset follow on each other.
-        first_frame_share: How often the earliest of them is replaced by the first latent frame of the clip.
+        subset: How the latent frames of a subset are drawn.
         ema_decay: Decay of the averaged weights that are shipped.
         seed: Seed of scenes, noise and noise levels.
         save_every: Steps between checkpoints.
@@ -108,8 +110,7 @@ class TransformerTraining:
     adamw_rate: float = 1e-3
     caption_dropout: float = 0.1
     text_length: int = 24
-    neighbour_share: float = 0.25
-    first_frame_share: float = 0.2
+    subset: SubsetDraw = field(default_factory=SubsetDraw)
     ema_decay: float = 0.998
     seed: int = 3
     save_every: int = 100
@@ -164,8 +165,7 @@ def train_transformer(pipe: WanPipeline, config: TransformerTraining, directory:
             caption_dropout=config.caption_dropout,
             text_length=config.text_length,
             padding_share=place.padding_share,
-            neighbour_share=config.neighbour_share,
-            first_frame_share=config.first_frame_share,
+            subset=config.subset,
         )
         loss = flow_matching_loss(pipe, pools[item.pool_name], item, task, generator)
         rate = place.rate * min(1.0, (step + 1) / 100)

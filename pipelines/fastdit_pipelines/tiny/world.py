@@ -25,8 +25,11 @@ BACKGROUNDS: dict[str, float] = {"dark": 0.08, "gray": 0.45, "light": 0.92}
 SHAPES = ("circle", "square", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS: dict[str, float] = {"slowly": 0.16, "": 0.32, "quickly": 0.48}
-RADIUS_RANGE = (0.17, 0.22)
-PAIR_RADIUS_RANGE = (0.15, 0.19)
+RADIUS = 0.2
+# Of each of two objects: both fit into a half of the frame with room to move.
+PAIR_RADIUS = 0.17
+# Half width of the arms of a cross, over its radius.
+CROSS_ARM = 0.42
 MARGIN = 0.02
 # What joins two noun phrases; "and" says nothing about places.
 RELATIONS = ("and", "above", "left of")
@@ -116,13 +119,12 @@ class SceneSampler:
     def _object(
         self,
         triples: Sequence[tuple[str, str, str]],
-        radius_range: tuple[float, float] = RADIUS_RANGE,
+        radius: float = RADIUS,
         lane: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 1.0), (0.0, 1.0)),
     ) -> MovingObject:
         """An object that stays inside `lane` (ranges of x and y) for the whole clip."""
         shape, color, direction = triples[int(torch.randint(len(triples), (), generator=self._generator))]
         speed = self._choice(list(SPEEDS))
-        radius = self._uniform(*radius_range)
         start = []
         for step, (low, high) in zip(DIRECTIONS[direction], lane, strict=True):
             travel = step * SPEEDS[speed]
@@ -144,7 +146,7 @@ class SceneSampler:
         triples = [triple for triple in self._triples if triple[2] in along]
         whole, halves = (0.0, 1.0), ((0.0, 0.5), (0.5, 1.0))
         lanes = [(whole, half) if stacked else (half, whole) for half in halves]
-        pair = [self._object(triples, PAIR_RADIUS_RANGE, lane) for lane in lanes]
+        pair = [self._object(triples, PAIR_RADIUS, lane) for lane in lanes]
         if self._uniform(0.0, 1.0) < 0.5:
             return Scene(objects=(pair[0], pair[1]), background=background, relation="above" if stacked else "left of")
         order = pair if self._uniform(0.0, 1.0) < 0.5 else pair[::-1]
@@ -162,7 +164,7 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float)
         slanted = x.abs() * half_width - y * 0.5 - 0.5 * radius * 1.0
         return torch.maximum(y - bottom, slanted - 0.06 * radius)
     if shape == "cross":
-        arm = 0.34 * radius
+        arm = CROSS_ARM * radius
         upright = torch.maximum(x.abs() - arm, y.abs() - radius)
         level = torch.maximum(x.abs() - radius, y.abs() - arm)
         return torch.minimum(upright, level)
