@@ -13,6 +13,7 @@ from fastdit.config.base import AttentionConfig
 from fastdit.config.pyramid import PyramidConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
+from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import exact_mass
 from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
@@ -81,6 +82,11 @@ class CachedConfig(AttentionConfig):
         check_fraction("text_density", self.text_density)
         self._check_mass()
         self._share_settings()
+        if self.mass == "exact" and self.source.key_orders:
+            raise ConfigError(
+                f"order={self.order!r} with mass='exact': accepted are {', '.join(map(repr, ORDER_NAMES))}, in which "
+                "keys share the order of the queries"
+            )
 
     def _check_mass(self) -> None:
         """Refuse what the exact mass leaves without effect."""

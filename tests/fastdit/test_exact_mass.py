@@ -136,6 +136,8 @@ def test_a_call_that_stands_alone_uses_its_mask(rng):
         ({"mass": "exact", "source": MixedConfig()}, "accepted is an AdaptiveConfig"),
         ({"mass": "exact", "source": AdaptiveConfig(estimator="sampled")}, "estimator='sampled'.*no use for"),
         ({"mass": "exact", "text_density": 2.0}, "text_density"),
+        ({"mass": "exact", "order": "auto"}, "order='auto'"),
+        ({"mass": "exact", "source": AdaptiveConfig(order="score")}, "order='score'"),
         ({"text_density": 0.5}, "give mass='exact'"),
     ],
 )
