@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_video(folder, tmp_path):
             2,
             "density=0.5: method 'static' has no such setting; its own are pattern",
         ),
-        (["--pattern=sink"], 2, "pattern='sink': method 'adaptive' has no such setting; its own are density"),
+        (["--pattern=sink"], 2, "pattern='sink': method 'adaptive' has no such setting; its own are complement"),
         (["--method=static", "--pattern=spiral"], 2, "'spiral' is unknown; accepted are window"),
         (["--method=cached", "--source=static"], 2, "built once anyway"),
         (["--method=cached", "--source=cached"], 2, "source='cached': accepted are 'adaptive'"),
