@@ -49,7 +49,9 @@ def corrected_attention(
     fine = (mask.indices >> LEVEL_SHIFT) == 0
     out, lse = attend(_entries(mask, fine))
     picked = stratified_rows(mask.q_layout, rows, query.device)
-    full = attend(_all_keys(len(picked), mask, query.device), query.index_select(2, picked))[1]
+    layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
+    all_keys = BlockMask.full(TileLayout((len(picked),), mask.q_tile), layout, query.device)
+    full = attend(all_keys, query.index_select(2, picked))[1]
     # A query tile that sees no key at level 0 has an LSE of -inf and a mass of 0.
     kept = _tile_mean((lse.index_select(2, picked) - full).exp(), rows).clamp(max=1)
     if mask.kv_layout.num_levels == 1:
@@ -68,15 +70,6 @@ def _entries(mask: BlockMask, wanted: torch.Tensor) -> BlockMask:
     first = torch.sort(wanted.to(torch.int8), dim=-1, descending=True, stable=True).indices
     indices = mask.indices.gather(-1, first)
     return BlockMask(indices, wanted.sum(-1, dtype=torch.int32), mask.q_layout, mask.kv_layout)
-
-
-def _all_keys(length: int, mask: BlockMask, device: torch.device) -> BlockMask:
-    """A mask of `length` query rows that see every key."""
-    q_layout, layout = TileLayout((length,), mask.q_tile), mask.kv_layout
-    keep = torch.ones(1, 1, q_layout.num_tiles, layout.num_tiles, dtype=torch.bool, device=device)
-    return BlockMask.from_dense(
-        keep, q_len=q_layout.segments, kv_len=layout.segments, q_tile=mask.q_tile, kv_tile=mask.kv_tile
-    )
 
 
 def _tile_mean(x: torch.Tensor, rows: int) -> torch.Tensor:

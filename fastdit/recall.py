@@ -68,19 +68,33 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tile
     Returns:
         `[B, H]`, mean over the sampled rows, fp32 (fp64 for fp64 input).
     """
-    available = mask.q_layout.segment_tiles(0)[0]
-    number = min(tiles, available)
-    chosen = (2 * torch.arange(number, device=query.device) + 1) * available // (2 * number)
-    sampled = stratified_rows(mask.q_layout, rows, query.device).view(-1, rows)[chosen].flatten()
+    chosen, sampled = spread_rows(mask.q_layout, tiles, rows, query.device)
     kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
     mass = sampled_mass(query.index_select(2, sampled), key, kv_layout, q_samples=rows)
-    part = BlockMask(
-        mask.indices.index_select(2, chosen),
-        mask.counts.index_select(2, chosen),
-        TileLayout((number * rows,), rows),
+    part = mask_of_tiles(mask, chosen, rows)
+    return (mass * part.to_dense()[..., : mass.shape[3]]).sum(3).mean(2)
+
+
+def spread_rows(q_layout: TileLayout, tiles: int, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query tiles from the middle of equal parts of the first segment (the video), and `rows` rows of each.
+
+    Returns:
+        Numbers of the tiles, at most `tiles`, int64 `[N]`; and of the rows, int64 `[N * rows]`.
+    """
+    available = q_layout.segment_tiles(0)[0]
+    number = min(tiles, available)
+    chosen = (2 * torch.arange(number, device=device) + 1) * available // (2 * number)
+    return chosen, stratified_rows(q_layout, rows, device).view(-1, rows)[chosen].flatten()
+
+
+def mask_of_tiles(mask: BlockMask, tiles: torch.Tensor, rows: int) -> BlockMask:
+    """What the query tiles `[N]` keep, as the mask of `rows` rows of each."""
+    return BlockMask(
+        mask.indices.index_select(2, tiles),
+        mask.counts.index_select(2, tiles),
+        TileLayout((len(tiles) * rows,), rows),
         mask.kv_layout,
     )
-    return (mass * part.to_dense()[..., : mass.shape[3]]).sum(3).mean(2)
 
 
 def covered_tiles(mask: BlockMask) -> torch.Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 from fastdit.selectors.pyramid import KeepTable, held_out_samples, sampled_rows
 from fastdit.selectors.pyramid_keys import pyramid_keys
 from fastdit.selectors.pyramid_search import OwnTiles, search_cut
-from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, stratified_rows
+from fastdit.selectors.sampled_error import sample_exactly
+from fastdit_kernels import BlockMask, TileLayout
 
 # Query tiles whose held-out rows are compared with dense attention.
 MEASURED_TILES = 16
@@ -72,27 +72,8 @@ def select_top_down(
         for some, found in search_cut(rows[:, head], keys, scale, budget, beam, mine):
             indices[:, head, some], counts[:, head, some] = keep.listed_tiles(found)
     mask = BlockMask(indices, counts, q_layout, kv_layout)
-    return mask, _measured(query, key, value, mask, held_out_samples(q_samples), scale) if measure else None
-
-
-def _measured(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, samples: int, scale: float
-) -> torch.Tensor:
-    """Relative output error against dense attention, mean over some rows, `[B, H]`."""
-    layout = TileLayout(mask.q_layout.segments[:1], mask.q_layout.tile)
-    count = min(layout.num_tiles, MEASURED_TILES)
-    tiles = (2 * torch.arange(count, device=query.device) + 1) * layout.num_tiles // (2 * count)
-    picked = stratified_rows(layout, samples, query.device).view(-1, samples)[tiles].flatten()
-    rows = query.index_select(2, picked)
-    some = BlockMask(
-        mask.indices.index_select(2, tiles),
-        mask.counts.index_select(2, tiles),
-        TileLayout((len(picked),), samples),
-        mask.kv_layout,
-    )
-    # Tiles of so few rows are not what the fast kernels take.
-    sparse = block_sparse_attention(rows, key, value, some, scale=scale, implementation="torch").float()
-    exact = F.scaled_dot_product_attention(rows, key, value, scale=scale).float()
-    tiny = torch.finfo(exact.dtype).tiny
-    error: torch.Tensor = (sparse - exact).norm(dim=3) / exact.norm(dim=3).clamp_min(tiny)
-    return error.mean(2)
+    if not measure:
+        return mask, None
+    samples = held_out_samples(q_samples)
+    held_out = sample_exactly(query, key, value, q_layout, tiles=MEASURED_TILES, rows=samples, scale=scale)
+    return mask, held_out.error(key, value, mask)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, stratified_rows
+from fastdit.recall import mask_of_tiles, spread_rows
+from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class SampledRows:
         exact: Dense attention of them.
         tiles: The query tiles, int64 `[N]`.
         rows: Rows per tile.
+        scale: Factor on the scores, default `1 / sqrt(D)`.
     """
 
     query: torch.Tensor
     exact: torch.Tensor
     tiles: torch.Tensor
     rows: int
+    scale: float | None = None
 
     def error(self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask) -> torch.Tensor:
         """`|o - o*| / |o*|` of the sampled rows under a mask, mean over the rows: `[B, H]`.
@@ -34,14 +37,9 @@ class SampledRows:
             value: Likewise.
             mask: Over all query tiles.
         """
-        part = BlockMask(
-            mask.indices.index_select(2, self.tiles),
-            mask.counts.index_select(2, self.tiles),
-            TileLayout((self.query.shape[2],), self.rows),
-            mask.kv_layout,
-        )
+        part = mask_of_tiles(mask, self.tiles, self.rows)
         # Tiles of so few rows suit no compiled kernel.
-        out = block_sparse_attention(self.query, key, value, part, implementation="torch").float()
+        out = block_sparse_attention(self.query, key, value, part, scale=self.scale, implementation="torch").float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
@@ -49,7 +47,14 @@ class SampledRows:
 
 
 def sample_exactly(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, q_layout: TileLayout, *, tiles: int = 16, rows: int = 2
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    q_layout: TileLayout,
+    *,
+    tiles: int = 16,
+    rows: int = 2,
+    scale: float | None = None,
 ) -> SampledRows:
     """Dense attention of a few rows; costs `tiles * rows / Sq` of dense attention.
 
@@ -60,10 +65,9 @@ def sample_exactly(
         q_layout: Query tiles; only those of the first segment (the video) are sampled, evenly spread.
         tiles: Query tiles to sample.
         rows: Rows of each.
+        scale: Factor on the scores, default `1 / sqrt(D)`.
     """
-    available = q_layout.segment_tiles(0)[0]
-    number = min(tiles, available)
-    chosen = (2 * torch.arange(number, device=query.device) + 1) * available // (2 * number)
-    picked = stratified_rows(q_layout, rows, query.device).view(-1, rows)[chosen].flatten()
+    chosen, picked = spread_rows(q_layout, tiles, rows, query.device)
     sampled = query.index_select(2, picked)
-    return SampledRows(sampled, F.scaled_dot_product_attention(sampled, key, value), chosen, rows)
+    exact = F.scaled_dot_product_attention(sampled, key, value, scale=scale)
+    return SampledRows(sampled, exact, chosen, rows, scale)
