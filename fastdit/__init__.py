@@ -1,5 +1,7 @@
 """Sparse attention for video diffusion transformers in Hugging Face Diffusers: one line on, one line off."""
 
+from typing import TYPE_CHECKING
+
 from fastdit.adapters import PipelineAdapter
 from fastdit.api import disable, enable
 from fastdit.config import (
@@ -15,17 +17,27 @@ from fastdit.errors import (
     AlreadyEnabledError,
     ConfigError,
     FastDitError,
+    InfeasibleError,
     InvalidInputError,
     KernelUnavailableError,
     ModelLoadError,
     NotEnabledError,
     OutputError,
+    PlanError,
     UnsupportedModelError,
 )
 from fastdit.grid import VideoGrid
+from fastdit.guard import RecallGuard
+from fastdit.plan import Plan
 from fastdit.schedule import Schedule
 from fastdit.session import Session
 from fastdit.sparse_attention import AttentionStats, sparse_attention
+
+# The package is a verb as well, which type checkers do not know of modules.
+if TYPE_CHECKING:
+    from fastdit.search.find_plan import find_plan as search
+else:
+    from fastdit import search
 
 __version__ = "0.1.0"
 
@@ -37,6 +49,7 @@ __all__ = [
     "CachedConfig",
     "ConfigError",
     "FastDitError",
+    "InfeasibleError",
     "InvalidInputError",
     "KernelUnavailableError",
     "MixedConfig",
@@ -44,7 +57,10 @@ __all__ = [
     "NotEnabledError",
     "OutputError",
     "PipelineAdapter",
+    "Plan",
+    "PlanError",
     "PyramidConfig",
+    "RecallGuard",
     "Schedule",
     "Session",
     "StaticConfig",
@@ -54,5 +70,6 @@ __all__ = [
     "config_from_dict",
     "disable",
     "enable",
+    "search",
     "sparse_attention",
 ]

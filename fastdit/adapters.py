@@ -11,7 +11,8 @@ from torch import nn
 
 from fastdit.errors import UnsupportedModelError
 from fastdit.grid import VideoGrid
-from fastdit.session import LayerSlot, Session
+from fastdit.layer_slot import LayerSlot
+from fastdit.session import Session
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,11 @@ from torch import nn
 from fastdit.adapters import PipelineAdapter, find_adapter
 from fastdit.config import AdaptiveConfig, AttentionConfig
 from fastdit.errors import AlreadyEnabledError, ConfigError, NotEnabledError, UnsupportedModelError
-from fastdit.session import LayerSlot, Session
+from fastdit.guard import RecallGuard
+from fastdit.layer_slot import LayerSlot
+from fastdit.plan import Plan
+from fastdit.plan_config import PlanConfig, identify
+from fastdit.session import Session
 
 TRANSFORMER_ATTRIBUTES = ("transformer", "transformer_2")
 
@@ -20,7 +25,12 @@ TRANSFORMER_ATTRIBUTES = ("transformer", "transformer_2")
 _sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
 
 
-def enable(pipe: Any, config: AttentionConfig | None = None) -> Session:
+def enable(
+    pipe: Any,
+    config: AttentionConfig | Plan | str | os.PathLike[str] | None = None,
+    *,
+    guard: RecallGuard | float | None = None,
+) -> Session:
     """Replace the video self-attention of a Diffusers pipeline by sparse attention, until `disable`.
 
     Only processors of this pipeline's own layers are swapped; cross-attention, weights and other pipelines are left
@@ -28,23 +38,26 @@ def enable(pipe: Any, config: AttentionConfig | None = None) -> Session:
 
     Args:
         pipe: A pipeline, or a bare transformer.
-        config: Method and settings, default `AdaptiveConfig()`.
+        config: Method and settings, default `AdaptiveConfig()`; or a plan, or the path of one.
+        guard: Measure the recall of heads on sampled rows while they run, and make those dense for the rest of a run
+            that fall under a share of the recall that the plan notes: that share, or a `RecallGuard`.
 
     Returns:
         The session: statistics, `summary()`, and a context manager that disables on exit.
 
     Raises:
-        ConfigError: `config` is not a config.
+        ConfigError: `config` is not a config, or `guard` no guard, or nothing is promised that it could hold heads to.
+        PlanError: The plan cannot be read, or was made for another model.
         UnsupportedModelError: No adapter knows the pipeline's transformer.
         AlreadyEnabledError: The pipeline, or a transformer it shares with another one, is enabled already.
     """
-    config = AdaptiveConfig() if config is None else config
-    if not isinstance(config, AttentionConfig):
-        raise ConfigError(f"config={config!r}: accepted is a config such as fastdit.AdaptiveConfig(...)")
+    config, settled_guard = settle_config(config), _settle_guard(guard)
     found = [(name, module, find_adapter(module)) for name, module in find_transformers(pipe)]
+    if isinstance(config, PlanConfig):
+        config.check_model([identify(module, adapter.sites(module)) for _, module, adapter in found])
     if pipe in _sessions:
         raise AlreadyEnabledError(f"{type(pipe).__name__} is enabled already: call fastdit.disable(pipe) first")
-    session = Session(config, pipe)
+    session = Session(config, pipe, settled_guard)
     try:
         for number, (name, module, adapter) in enumerate(found):
             session.transformer_names.append(name)
@@ -55,6 +68,35 @@ def enable(pipe: Any, config: AttentionConfig | None = None) -> Session:
     _sessions[pipe] = session
     session.push_undo(_forgetter(weakref.ref(pipe)))
     return session
+
+
+def settle_config(config: Any) -> AttentionConfig:
+    """The config that is meant by a config, a plan, the path of one, or `None`.
+
+    Raises:
+        ConfigError: It is none of these.
+        PlanError: The plan cannot be read.
+    """
+    if config is None:
+        return AdaptiveConfig()
+    if isinstance(config, (str, os.PathLike)):
+        config = Plan.load(config)
+    if isinstance(config, Plan):
+        return PlanConfig(plan=config)
+    if not isinstance(config, AttentionConfig):
+        raise ConfigError(
+            f"config={config!r}: accepted are a config such as fastdit.AdaptiveConfig(...), a plan, and its path"
+        )
+    return config
+
+
+def _settle_guard(guard: Any) -> RecallGuard | None:
+    """The guard that was meant."""
+    if isinstance(guard, (int, float)) and not isinstance(guard, bool):
+        return RecallGuard(share=guard)
+    if guard is not None and not isinstance(guard, RecallGuard):
+        raise ConfigError(f"guard={guard!r}: accepted are a share of the promised recall, and a fastdit.RecallGuard")
+    return guard
 
 
 def disable(pipe: Any) -> None:
@@ -79,8 +121,8 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module]]:
         UnsupportedModelError: There is none.
     """
     if isinstance(pipe, nn.Module):
-        return [("transformer", pipe)]
-    found = [(name, getattr(pipe, name, None)) for name in TRANSFORMER_ATTRIBUTES]
+        return [("transformer", _uncompiled(pipe))]
+    found = [(name, _uncompiled(getattr(pipe, name, None))) for name in TRANSFORMER_ATTRIBUTES]
     modules = [(name, module) for name, module in found if isinstance(module, nn.Module)]
     if not modules:
         raise UnsupportedModelError(
@@ -88,6 +130,11 @@ def find_transformers(pipe: Any) -> list[tuple[str, nn.Module]]:
             "`transformer`, or such a transformer itself"
         )
     return modules
+
+
+def _uncompiled(module: Any) -> Any:
+    """What `torch.compile(module)` was given."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _install(session: Session, number: int, transformer: nn.Module, adapter: PipelineAdapter) -> None:

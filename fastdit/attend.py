@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,27 @@ import torch.nn.functional as F
 from fastdit.compensation import corrected_attention
 from fastdit.config import AttentionConfig, CachedConfig
 from fastdit.grid import VideoGrid
-from fastdit.head_groups import MethodGroup, join_masks, join_orders, join_selections, split_heads
-from fastdit.key_orders import Selection, select_per_head
+from fastdit.head_groups import MethodGroup, select_masks, split_heads
+from fastdit.key_orders import (
+    OrderedQuery,
+    OrderPair,
+    Selection,
+    keys_in_order,
+    on_device,
+    order_maker,
+    order_queries,
+    orders_of_heads,
+    put_back,
+    settled_pairs,
+)
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite, Rebuild
-from fastdit.orders import token_order
 from fastdit.run_memory import RunMemory
-from fastdit.selectors.score_order import score_order
+from fastdit.spans import span
 from fastdit.statistics import ReuseRecord, join_reuse
 from fastdit.step_result import Launch, StepResult
-from fastdit_kernels import BlockMask, block_sparse_attention, gather_tokens, invert_order
+from fastdit_kernels import BlockMask, TileLayout
+from fastdit_kernels.attention import attend_tiles
 
 # Dense attention: query, key and value `[B, S, H, D]`, after norms and RoPE, to the output in the same shape.
 DenseAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -54,7 +65,7 @@ def sparse_step(
         grid: Geometry, `S = grid.length`.
         config: Method and settings.
         cache: Holds the token orders, and masks that depend on the geometry alone.
-        memory: Holds what the run has settled: key orders, and masks of the cached method; `None` settles all anew.
+        memory: Holds what the run has settled: orders, and masks of the cached method; `None` settles all anew.
         site: Which call of the run it is.
         dense: Computes the heads that a mixed config leaves dense.
 
@@ -69,12 +80,18 @@ def sparse_step(
     for groups in split.launches:
         members = tuple(head for group in groups for head in group.heads)
         places = _places(members, heads, query.device, cache)
-        q, k, v = (_take(x, places).transpose(1, 2) for x in (query, key, value))
-        q, chosen, reuse = _choose(q, k, v, grid, config, groups, cache, memory, site)
-        part, mask = _attend(q, chosen, groups[0].config.corrects_mass, config.implementation)
-        part = _put_back(part, groups, grid, cache)
+        mine, k, v = (_take(x, places).transpose(1, 2) for x in (query, key, value))
+        with span("selection"):
+            q, chosen, reuse = _choose(mine, k, v, grid, groups, cache, memory, site)
+        with span("kernel"):
+            part, layout = attend_ordered(q, chosen, groups[0].config.corrects_mass, config.implementation)
+        with span("gather"):
+            part = put_back(part, layout, q)
         out = part if places is None else _fill(out, places, part, heads)
-        launches.append(Launch(members, places, mask, q, chosen.key))
+        mask = chosen.mask
+        if chosen.dense_out is not None:
+            mask = BlockMask.full(mask.q_layout, mask.kv_layout, query.device)
+        launches.append(Launch(members, places, mask, q.tokens, chosen.key, q.order, chosen.order))
         records.append(reuse)
     if split.dense:
         places = _places(split.dense, heads, query.device, cache)
@@ -84,15 +101,29 @@ def sparse_step(
     return StepResult(out, tuple(launches), split.dense, join_reuse(records))
 
 
-def _attend(
-    query: torch.Tensor, chosen: Selection, corrects_mass: bool, implementation: str
-) -> tuple[torch.Tensor, BlockMask]:
-    """Output in tile order, and the mask of what was computed for it."""
+def attend_ordered(
+    query: OrderedQuery, chosen: Selection, corrects_mass: bool, implementation: str
+) -> tuple[torch.Tensor, TileLayout]:
+    """The kernel's part of `sparse_step`.
+
+    Args:
+        query: Queries in tile order.
+        chosen: The mask with its keys and values.
+        corrects_mass: See `compensation.corrected_attention`.
+        implementation: Kernel.
+
+    Returns:
+        Output in tile order, and where its rows lie: with padding as the kernel left it, or without.
+    """
+    unpadded = TileLayout((query.tokens.shape[2],), 1)
     if chosen.dense_out is not None:
-        mask = chosen.mask
-        return chosen.dense_out, BlockMask.full(mask.q_layout, mask.kv_layout, query.device)
-    attend = corrected_attention if corrects_mass else block_sparse_attention
-    return attend(query, chosen.key, chosen.value, chosen.mask, implementation=implementation), chosen.mask
+        return chosen.dense_out, unpadded
+    key, value = chosen.tiled()
+    if corrects_mass:
+        out = corrected_attention(query.tiles, key, value, chosen.mask, implementation=implementation)
+        return out, unpadded
+    out, _ = attend_tiles(query.tiles, key, value, chosen.mask, implementation=implementation)
+    return out, chosen.mask.q_layout
 
 
 def choose_tiles(
@@ -104,7 +135,7 @@ def choose_tiles(
     cache: MaskCache,
     memory: RunMemory | None = None,
     site: CallSite | None = None,
-) -> tuple[torch.Tensor, Selection, ReuseRecord | None]:
+) -> tuple[OrderedQuery, Selection, ReuseRecord | None]:
     """Everything of `sparse_step` that comes before the kernel, for a method whose heads share one launch.
 
     Args:
@@ -118,11 +149,11 @@ def choose_tiles(
         site: As in `sparse_step`.
 
     Returns:
-        Queries in `config.query_order`; the mask with its keys and values; what the cached method did.
+        Queries in tile order; the mask with its keys and values; what the cached method did.
     """
     split = split_heads(config, query.shape[1])
     assert len(split.launches) == 1, "heads are computed in several ways"
-    return _choose(query, key, value, grid, config, split.launches[0], cache, memory, site)
+    return _choose(query, key, value, grid, split.launches[0], cache, memory, site)
 
 
 def _choose(
@@ -130,31 +161,31 @@ def _choose(
     key: torch.Tensor,
     value: torch.Tensor,
     grid: VideoGrid,
-    config: AttentionConfig,
     groups: Sequence[MethodGroup],
     cache: MaskCache,
     memory: RunMemory | None,
     site: CallSite | None,
-) -> tuple[torch.Tensor, Selection, ReuseRecord | None]:
+) -> tuple[OrderedQuery, Selection, ReuseRecord | None]:
     """`choose_tiles` for the heads of one launch, those of each group side by side."""
+    rule = groups[0].reuse
     sizes = [len(group.heads) for group in groups]
-    order = join_orders([_orders(grid, g.config.query_order, query.device, cache)[0] for g in groups], sizes)
-    # The gather also makes [B, H, S, D] contiguous.
-    q = gather_tokens(query, order)
+    split = [part.split(sizes, 1) for part in (query, key, value)]
+    settled = [settle_orders(g, x, grid, cache, memory, site) for g, *x in zip(groups, *split, strict=True)]
+    pairs = [pair for some in settled for pair in some]
+    q = order_queries(query, [name for name, _ in pairs], grid, groups[0].config.q_tile, cache)
 
     def build() -> Selection:
-        parts = zip(groups, *(x.split(sizes, 1) for x in (query, q, key, value)), strict=True)
-        return join_selections([_select(group, tensors, grid, cache, memory, site) for group, *tensors in parts])
+        return _select(groups, pairs, (query, key, value, q.tokens), grid, cache)
 
     def rebuild(places: list[int], tensors: Sequence[torch.Tensor], shares: torch.Tensor | None) -> BlockMask:
-        return _select_anew(groups, places, tensors, shares, grid)
+        return select_masks(groups, _count_places(sizes, places), tensors, shares, grid, cache)
 
     builders: tuple[Callable[[], Selection], Rebuild] = (build, rebuild)
-    if isinstance(config, CachedConfig) and config.mass == "exact":
-        builders = _exact_builders(config, q, key, value, order, grid)
-    if isinstance(config, CachedConfig) and memory is not None and site is not None:
+    if rule is not None and rule.mass == "exact":
+        builders = _exact_builders(rule, q, key, value, grid)
+    if rule is not None and memory is not None and site is not None:
         site = dataclasses.replace(site, head=groups[0].heads[0])
-        chosen, reuse = memory.masks.choose(config, q, key, value, grid, site, *builders)
+        chosen, reuse = memory.masks.choose(rule, q.tokens, key, value, grid, site, *builders)
         return q, chosen, reuse
     # A call that stands alone has nothing to keep the mask for, so it uses the mask at once.
     return q, dataclasses.replace(builders[0](), dense_out=None), None
@@ -162,18 +193,20 @@ def _choose(
 
 def _exact_builders(
     config: CachedConfig,
-    query: torch.Tensor,
+    query: OrderedQuery,
     key: torch.Tensor,
     value: torch.Tensor,
-    order: torch.Tensor,
     grid: VideoGrid,
 ) -> tuple[Callable[[], Selection], Rebuild]:
     """Selection by the exact mass, for all heads and for some."""
 
     def build() -> Selection:
-        k, v = gather_tokens(key, order), gather_tokens(value, order)
-        mask, out = config.select_exact(query, k, v, grid)
-        return Selection(k, v, mask, order, dense_out=out)
+        with span("gather"):
+            layout = TileLayout(grid.key_segments, config.kv_tile)
+            tiles = keys_in_order(key, value, query.order, layout)
+        k, v = (part.tokens for part in tiles)
+        mask, out = config.select_exact(query.tokens, k, v, grid)
+        return Selection(k, v, mask, query.order, dense_out=out, tiles=tiles)
 
     def rebuild(places: list[int], tensors: Sequence[torch.Tensor], shares: torch.Tensor | None) -> BlockMask:
         q, k, v = tensors
@@ -182,59 +215,68 @@ def _exact_builders(
     return build, rebuild
 
 
-def _select(
+def settle_orders(
     group: MethodGroup,
     tensors: Sequence[torch.Tensor],
     grid: VideoGrid,
     cache: MaskCache,
     memory: RunMemory | None,
     site: CallSite | None,
-) -> Selection:
-    """The selection of one method for its heads; `tensors` are query, query in tile order, key and value of them."""
-    method, (query, q, key, value) = group.config, tensors
-    if method.key_orders:
-        orders = [partial(_key_order, name, query, key, grid, cache) for name in method.key_orders]
-        settled = MaskCache() if memory is None else memory.key_orders
-        place = None if site is None else (site.transformer, site.layer, group.heads[0])
-        return select_per_head(q, key, value, grid, method, orders, settled, place)
-    order = _orders(grid, method.query_order, q.device, cache)[0]
-    k, v = gather_tokens(key, order), gather_tokens(value, order)
-    if method.needs_tensors:
-        return Selection(k, v, method.select(q, k, v, grid), order)
-    return Selection(k, v, cache.get(("mask", grid, method, q.device), lambda: method.select(q, k, v, grid)), order)
+) -> list[OrderPair]:
+    """Orders of queries and keys of each head of a group: those that `site` gives, or else what is settled.
+
+    Args:
+        group: Heads of a layer.
+        tensors: Their query, key and value, `[B, H, S, D]` in the model's token order.
+        grid: Geometry.
+        cache: As in `sparse_step`.
+        memory: As in `sparse_step`.
+        site: As in `sparse_step`.
+    """
+    given: list[OrderPair | None] = [None] * len(group.heads)
+    if site is not None and site.orders is not None:
+        given = [site.orders[head] for head in group.heads]
+    known = [pair for pair in given if pair is not None]
+    if len(known) == len(given):
+        return known
+    query, key, value = tensors
+    settled = MaskCache() if memory is None else memory.orders
+    place = None if site is None else (site.transformer, site.layer, site.phase, group.heads[0])
+    make = order_maker(query, key, grid, cache)
+    found = settled_pairs(query, key, value, grid, group.config, make, settled, place)
+    return [own if first is None else first for first, own in zip(given, found, strict=True)]
 
 
-def _select_anew(
+def _select(
     groups: Sequence[MethodGroup],
-    places: list[int],
+    pairs: Sequence[OrderPair],
     tensors: Sequence[torch.Tensor],
-    shares: torch.Tensor | None,
     grid: VideoGrid,
-) -> BlockMask:
-    """The mask of some heads of a launch, `places` rising, from their tensors in tile order."""
-    masks, numbers, first, done = [], [], 0, 0
-    for group in groups:
-        number = sum(first <= place < first + len(group.heads) for place in places)
-        first += len(group.heads)
-        if number == 0:
-            continue
-        q, k, v = (x[:, done : done + number] for x in tensors)
-        if group.config.key_orders:
-            assert shares is not None, "kept with the masks of methods that reorder keys"
-            part = shares[done : done + number]
-            masks.append(group.config.select_reordered(q, k, v, grid, part, measure=False)[0])
-        else:
-            masks.append(group.config.select(q, k, v, grid))
-        numbers.append(number)
-        done += number
-    return join_masks(masks, numbers, tensors[0].shape[0])
+    cache: MaskCache,
+) -> Selection:
+    """The selection for all heads of a launch; `tensors` are their query, key, value, and query in tile order."""
+    query, key, value, q = tensors
+    order = orders_of_heads([name for _, name in pairs], order_maker(query, key, grid, cache), key, cache)
+    with span("gather"):
+        tiles = keys_in_order(key, value, order, TileLayout(grid.key_segments, groups[0].config.kv_tile))
+    k, v = (part.tokens for part in tiles)
+    shares = None
+    if any(group.config.orders_heads for group in groups):
+        shares = on_device([one == other for one, other in pairs], q.device, cache)
+    sizes = [len(group.heads) for group in groups]
+    mask = select_masks(groups, sizes, (q, k, v), shares, grid, cache)
+    return Selection(k, v, mask, order, shares, tiles=tiles)
+
+
+def _count_places(sizes: Sequence[int], places: Sequence[int]) -> list[int]:
+    """How many of some heads of a launch belong to each of its groups of `sizes`."""
+    ends = list(accumulate(sizes))
+    return [sum(end - size <= place < end for place in places) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _places(members: tuple[int, ...], heads: int, device: torch.device, cache: MaskCache) -> torch.Tensor | None:
-    """Head numbers on the device, kept there from call to call; `None` for all heads in their order."""
-    if members == tuple(range(heads)):
-        return None
-    return cache.get(("heads", members, device), lambda: torch.tensor(members, device=device))
+    """Head numbers on the device; `None` for all heads in their order."""
+    return None if members == tuple(range(heads)) else on_device(members, device, cache)
 
 
 def _take(x: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
@@ -246,28 +288,3 @@ def _fill(out: torch.Tensor | None, places: torch.Tensor, part: torch.Tensor, he
     if out is None:
         out = part.new_empty((*part.shape[:2], heads, part.shape[3]))
     return out.index_copy_(2, places, part)
-
-
-def _put_back(out: torch.Tensor, groups: Sequence[MethodGroup], grid: VideoGrid, cache: MaskCache) -> torch.Tensor:
-    """From `[B, H, S, D]` in the order of the queries to `[B, S, H, D]` in the model's."""
-    inverses = [_orders(grid, group.config.query_order, out.device, cache)[1] for group in groups]
-    inverse = join_orders(inverses, [len(group.heads) for group in groups])
-    if inverse.ndim == 1:
-        return out.transpose(1, 2).index_select(1, inverse)
-    return gather_tokens(out, inverse).transpose(1, 2)
-
-
-def _key_order(
-    name: str, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache, heads: list[int]
-) -> torch.Tensor:
-    """A permutation of the model's sequence: `[S]` from geometry, or from the tensors `[len(heads), S]`."""
-    if name == "score":
-        places = torch.tensor(heads, device=query.device)
-        return score_order(query.index_select(1, places), key.index_select(1, places), grid)
-    return _orders(grid, name, query.device, cache)[0]
-
-
-def _orders(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> tuple[torch.Tensor, torch.Tensor]:
-    order = cache.get(("order", grid, name, device), lambda: token_order(grid, name).to(device))
-    inverse = cache.get(("inverse", grid, name, device), lambda: invert_order(order))
-    return order, inverse

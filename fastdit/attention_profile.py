@@ -18,12 +18,12 @@ STRIPE_MAX_SHARE = 0.5
 STRIPE_MIN_AGREEMENT = 0.5
 
 
-def sample_rows(length: int, count: int) -> torch.Tensor:
+def sample_rows(length: int, count: int, device: torch.device | None = None) -> torch.Tensor:
     """Evenly spaced tokens, `min(count, length)` of them: `floor((i + 1/2) length / count)`."""
     if length < 1 or count < 1:
         raise InvalidInputError(f"length={length}, count={count}: accepted are positive integers")
     count = min(count, length)
-    return ((torch.arange(count) + 0.5) * length / count).long()
+    return ((torch.arange(count, device=device) + 0.5) * length / count).long()
 
 
 def attention_rows(

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from fastdit.errors import InvalidInputError, OutputError
+from fastdit.errors import InvalidInputError
 from fastdit.grid import VideoGrid
+from fastdit.layer_slot import ForwardState, LayerSlot
 from fastdit.probe import AttentionProbe
-from fastdit.session import ForwardState, LayerSlot
+from fastdit.whole_files import whole_file
 
 FORMAT = "fastdit.attention/1"
 
@@ -84,11 +85,12 @@ def save_calls(calls: Collection[CapturedCall], path: Path) -> None:
         OutputError: The file cannot be written.
     """
     entries = [{**vars(call), "grid": vars(call.grid)} for call in calls]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"format": FORMAT, "calls": entries}, path)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"output {str(path)!r} cannot be written: {error}") from error
+    # Into an open file: of a path, the archive would keep the temporary name.
+    with whole_file(path, make_folder=True) as partial, partial.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, "calls": entries}, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error)) from error
 
 
 def load_calls(path: Path) -> list[CapturedCall]:

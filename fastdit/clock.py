@@ -17,8 +17,8 @@ class Tick:
 
     Args:
         run: Number of the run, rising.
-        step: Denoising step, from 0.
-        num_inference_steps: Steps of the run, `None` if unknown.
+        step: Denoising step, from 0 for the first that this run executes (video-to-video leaves out earlier ones).
+        num_inference_steps: Steps that this run executes, `None` if unknown.
         branch: Guidance branch: the cache context's name, or `call<n>` for the n-th call of a step without one.
     """
 
@@ -41,6 +41,8 @@ class RunClock:
     _context: tuple[str, int | None, int | None] | None = None
     _run: int = 0
     _running: bool = False
+    _idle: bool = False
+    _is_told_wrong: bool = False
     _timesteps: Any = None
     _last: dict[tuple[int, str], int] = field(default_factory=dict)
     _calls: dict[str, int] = field(default_factory=dict)
@@ -64,15 +66,20 @@ class RunClock:
         Args:
             transformer: Number of the transformer within the pipeline.
         """
-        scheduler = getattr(self._pipe(), "scheduler", None) if self._pipe is not None else None
+        pipe = None if self._pipe is None else self._pipe()
+        scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if not self._running or timesteps is not self._timesteps:
+            # Every run sets the timesteps of its scheduler. If ours is not part of this one, another pipeline runs,
+            # which shares the transformer and has a scheduler of its own.
+            self._idle = timesteps is not None and (timesteps is self._timesteps or is_spent(scheduler))
             self._start_run(timesteps)
-        tick = self._tick(transformer, scheduler)
+        skipped = self._skipped_steps(pipe, scheduler)
+        tick = self._tick(transformer, scheduler, skipped)
         if tick is None:
             # The step went back for this branch: an earlier run died, and this is the next one.
             self._start_run(timesteps)
-            tick = self._tick(transformer, scheduler)
+            tick = self._tick(transformer, scheduler, skipped)
             assert tick is not None, "a fresh run has no earlier step"
         self._last[transformer, tick.branch] = tick.step
         return tick
@@ -81,18 +88,35 @@ class RunClock:
         # `set_timesteps` makes a new tensor, so the object itself tells runs apart (a strong reference keeps its id).
         self._timesteps = timesteps
         self._running = True
+        self._is_told_wrong = False
         self._run += 1
         self._last.clear()
         self._calls.clear()
         self._unnamed = (-1, 0)
 
-    def _tick(self, transformer: int, scheduler: Any) -> Tick | None:
+    def _skipped_steps(self, pipe: Any, scheduler: Any) -> int:
+        """Leading timesteps of the scheduler that the pipeline leaves out, as video-to-video does.
+
+        What our pipeline says counts only if it is the one that runs: another one may share transformer and scheduler.
+        """
+        executed = getattr(pipe, "num_timesteps", None)
+        if self._idle or self._timesteps is None or not isinstance(executed, int):
+            return 0
+        skipped, place = max(0, len(self._timesteps) - executed), getattr(scheduler, "step_index", None)
+        # With its first step a scheduler is past what is left out. Some pipelines forget that they are at rest.
+        self._is_told_wrong |= isinstance(place, int) and 0 < place <= skipped
+        at_rest = getattr(pipe, "current_timestep", executed) is None
+        return 0 if self._is_told_wrong or at_rest else skipped
+
+    def _tick(self, transformer: int, scheduler: Any, skipped: int) -> Tick | None:
         name, step, total = self._context or (None, None, None)
-        if total is None and self._timesteps is not None:
-            total = len(self._timesteps)
+        if total is None and self._timesteps is not None and not self._idle:
+            total = len(self._timesteps) - skipped
         told = step is not None
-        if step is None and hasattr(scheduler, "step_index"):
+        if step is None and not self._idle and hasattr(scheduler, "step_index"):
+            # The scheduler does not know its place before its first step, but then it is past what is left out.
             step, told = scheduler.step_index or 0, True
+            step = step - skipped if step >= skipped else step
         branch = name if name is not None else self._unnamed_branch(step)
         if step is None:
             step = self._calls.get(branch, 0)
@@ -109,3 +133,10 @@ class RunClock:
         position = position + 1 if step == last_step else 0
         self._unnamed = (step, position)
         return f"call{position}"
+
+
+def is_spent(scheduler: Any) -> bool:
+    """Whether a scheduler is not part of any run: it was never set to timesteps, or is past the last of them."""
+    place = getattr(scheduler, "step_index", None)
+    never_set = getattr(scheduler, "num_inference_steps", None) is None
+    return never_set or (isinstance(place, int) and place >= len(scheduler.timesteps))

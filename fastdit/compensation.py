@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import torch
 
-from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, merge_attention, stratified_rows
+from fastdit_kernels import BlockMask, TileLayout, merge_attention, stratified_rows, unpad_from_tiles
+from fastdit_kernels.attention import attend_tiles
 from fastdit_kernels.block_mask import LEVEL_SHIFT
+from fastdit_kernels.tiled_tokens import TiledTokens
 
 
 def corrected_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: torch.Tensor | TiledTokens,
+    key: torch.Tensor | TiledTokens,
+    value: torch.Tensor | TiledTokens,
     mask: BlockMask,
     *,
     rows: int = 4,
@@ -42,16 +44,18 @@ def corrected_attention(
     Returns:
         `[B, H, S, D]`; that of `mask` itself where it keeps everything at level 0.
     """
+    q, k, v = (x if isinstance(x, TiledTokens) else TiledTokens(x) for x in (query, key, value))
 
-    def attend(part: BlockMask, query: torch.Tensor = query) -> tuple[torch.Tensor, torch.Tensor]:
-        return block_sparse_attention(query, key, value, part, return_lse=True, implementation=implementation)
+    def attend(part: BlockMask, query: TiledTokens = q) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = attend_tiles(query, k, v, part, implementation=implementation)
+        return unpad_from_tiles(out, part.q_layout), unpad_from_tiles(lse, part.q_layout)
 
     fine = (mask.indices >> LEVEL_SHIFT) == 0
     out, lse = attend(_entries(mask, fine))
-    picked = stratified_rows(mask.q_layout, rows, query.device)
+    picked = stratified_rows(mask.q_layout, rows, q.tokens.device)
     layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
-    all_keys = BlockMask.full(TileLayout((len(picked),), mask.q_tile), layout, query.device)
-    full = attend(all_keys, query.index_select(2, picked))[1]
+    all_keys = BlockMask.full(TileLayout((len(picked),), mask.q_tile), layout, picked.device)
+    full = attend(all_keys, TiledTokens(q.tokens.index_select(2, picked)))[1]
     # A query tile that sees no key at level 0 has an LSE of -inf and a mass of 0.
     kept = _tile_mean((lse.index_select(2, picked) - full).exp(), rows).clamp(max=1)
     if mask.kv_layout.num_levels == 1:

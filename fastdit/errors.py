@@ -7,6 +7,8 @@ FastDitError
 ├── UnsupportedModelError                no adapter for this pipeline, or a mode an adapter refuses
 ├── AlreadyEnabledError                  the pipeline is enabled already
 ├── NotEnabledError                      the pipeline is not enabled
+├── InfeasibleError (ValueError)         a bound that no choice can meet
+├── PlanError (ValueError)               a plan file is damaged, or for another model
 ├── ModelLoadError                       a model cannot be loaded
 └── OutputError                          results cannot be written
 """
@@ -19,11 +21,13 @@ __all__ = [
     "AlreadyEnabledError",
     "ConfigError",
     "FastDitError",
+    "InfeasibleError",
     "InvalidInputError",
     "KernelUnavailableError",
     "ModelLoadError",
     "NotEnabledError",
     "OutputError",
+    "PlanError",
     "UnsupportedModelError",
 ]
 
@@ -42,6 +46,14 @@ class AlreadyEnabledError(FastDitError, RuntimeError):
 
 class NotEnabledError(FastDitError, RuntimeError):
     """`disable` was called on a pipeline that is not enabled."""
+
+
+class InfeasibleError(FastDitError, ValueError):
+    """A bound was asked for that no choice can meet; the message says what can be reached."""
+
+
+class PlanError(FastDitError, ValueError):
+    """A plan is damaged, of an unknown version, or made for another model or size; the message names the field."""
 
 
 class ModelLoadError(FastDitError, RuntimeError):

@@ -19,6 +19,10 @@ class VideoGrid:
         width: Token columns of a frame.
         text_length: Text tokens in the attention sequence (0 for models with separate cross-attention).
         text_first: Whether the model puts text before the video.
+        kept_frames: First frames whose keys every query sees at level 0, whatever the method (a condition image). They
+            share the second key segment with the text, so that no selector has to know of them.
+        dense_frames: The first ones of these, whose queries also see everything (a condition image that is part of the
+            sequence unchanged, as in HunyuanVideo's `token_replace`).
     """
 
     frames: int
@@ -26,12 +30,19 @@ class VideoGrid:
     width: int
     text_length: int = 0
     text_first: bool = False
+    kept_frames: int = 0
+    dense_frames: int = 0
 
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1 or self.text_length < 0:
             raise InvalidInputError(
                 f"grid frames={self.frames}, height={self.height}, width={self.width}, text_length={self.text_length}: "
                 "accepted are positive sizes and a non-negative text length"
+            )
+        if not 0 <= self.dense_frames <= self.kept_frames < self.frames:
+            raise InvalidInputError(
+                f"dense_frames={self.dense_frames}, kept_frames={self.kept_frames} of {self.frames} frames: accepted "
+                "is 0 <= dense_frames <= kept_frames < frames"
             )
 
     @property
@@ -55,6 +66,21 @@ class VideoGrid:
         return self.video_length + self.text_length
 
     @property
-    def segments(self) -> tuple[int, ...]:
-        """Token counts that start on tile boundaries: video, then text if there is any."""
-        return (self.video_length, self.text_length) if self.text_length else (self.video_length,)
+    def kept_length(self) -> int:
+        """Video tokens whose keys every query sees."""
+        return self.kept_frames * self.height * self.width
+
+    @property
+    def query_segments(self) -> tuple[int, ...]:
+        """Token counts of queries that start on tile boundaries: sparse ones, then those that see all keys."""
+        return self._segments(self.dense_frames)
+
+    @property
+    def key_segments(self) -> tuple[int, ...]:
+        """Token counts of keys that start on tile boundaries: those to choose from, then those always kept."""
+        return self._segments(self.kept_frames)
+
+    def _segments(self, frames: int) -> tuple[int, ...]:
+        apart = frames * self.height * self.width
+        first, second = self.video_length - apart, apart + self.text_length
+        return (first, second) if second else (first,)

@@ -1,15 +1,18 @@
-"""Heads of one layer that follow different methods: split for selection, joined for the launch."""
+"""Heads of one layer that follow different methods: split by what can be done in one call, selected for, joined."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from fastdit.config import AttentionConfig, CachedConfig, MixedConfig
-from fastdit.key_orders import Selection
+from fastdit.grid import VideoGrid
+from fastdit.mask_cache import MaskCache
 from fastdit_kernels import BlockMask
 
 
@@ -20,10 +23,14 @@ class MethodGroup:
     Args:
         heads: Their numbers in the layer.
         config: The method.
+        reuse: How its masks are reused; `None` if they are not.
+        joint: Groups of a launch that agree in it stand side by side and select in one call.
     """
 
     heads: tuple[int, ...]
     config: AttentionConfig
+    reuse: CachedConfig | None = None
+    joint: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,8 @@ class HeadSplit:
 
     Args:
         dense: Heads for the dense backend.
-        launches: Kernel launches, each the groups of heads that share it: their tile sizes agree, and whether
-            missed mass is corrected for.
+        launches: Kernel launches, each the groups of heads that share it: their tile sizes agree, whether
+            missed mass is corrected for, and how masks are reused.
     """
 
     dense: tuple[int, ...]
@@ -42,18 +49,78 @@ class HeadSplit:
 
 def split_heads(config: AttentionConfig, num_heads: int) -> HeadSplit:
     """What each head follows; all heads are one group unless the method is mixed, or reuses masks of a mixed one."""
-    method = config.source if isinstance(config, CachedConfig) else config
+    whole = config if isinstance(config, CachedConfig) else None
+    method = config if whole is None else whole.source
     if not isinstance(method, MixedConfig):
-        return HeadSplit((), ((MethodGroup(tuple(range(num_heads)), method),),))
+        return HeadSplit((), ((MethodGroup(tuple(range(num_heads)), method, whole),),))
     dense: tuple[int, ...] = ()
-    launches: dict[tuple[int, int, bool], list[MethodGroup]] = {}
-    for group in method.groups(num_heads):
+    launches: dict[tuple[Any, ...], dict[Hashable, list[MethodGroup]]] = {}
+    for number, group in enumerate(method.groups(num_heads)):
         if isinstance(group.config, AttentionConfig):
-            alike = group.config.q_tile, group.config.kv_tile, group.config.corrects_mass
-            launches.setdefault(alike, []).append(MethodGroup(group.heads, group.config))
+            own = group.config if isinstance(group.config, CachedConfig) else None
+            source, reuse = group.config if own is None else own.source, whole or own
+            rule = None if reuse is None else reuse.reuse_rule
+            alike = source.q_tile, source.kv_tile, source.corrects_mass, rule
+            together = source.selects_with
+            joint = number if together is None else together
+            members = launches.setdefault(alike, {}).setdefault(joint, [])
+            members.append(MethodGroup(group.heads, source, reuse, joint))
         else:
             dense = group.heads
-    return HeadSplit(dense, tuple(tuple(groups) for groups in launches.values()))
+    return HeadSplit(dense, tuple(tuple(chain.from_iterable(sets.values())) for sets in launches.values()))
+
+
+def select_masks(
+    groups: Sequence[MethodGroup],
+    numbers: Sequence[int],
+    tensors: Sequence[torch.Tensor],
+    shares: torch.Tensor | None,
+    grid: VideoGrid,
+    cache: MaskCache,
+) -> BlockMask:
+    """The mask of heads of one launch, each by its own method.
+
+    Args:
+        groups: The groups of the launch.
+        numbers: How many heads of each group are given; may be 0.
+        tensors: Query, key and value in tile order, `[B, H, S, D]`, `H` the sum of `numbers`.
+        shares: bool `[H]`: heads whose keys are in the order of the queries; `None` if all are.
+        grid: Geometry.
+        cache: Holds masks that depend on the geometry alone.
+    """
+    masks, heads, done = [], [], 0
+    present = [(group, number) for group, number in zip(groups, numbers, strict=True) if number > 0]
+    for _, members in groupby(present, key=lambda pair: pair[0].joint):
+        methods = [(group.config, number) for group, number in members]
+        count = sum(number for _, number in methods)
+        part = slice(done, done + count)
+        some = None if shares is None else shares[part]
+        masks.append(_select_together(methods, [x[:, part] for x in tensors], some, grid, cache))
+        heads.append(count)
+        done += count
+    return join_masks(masks, heads, tensors[0].shape[0])
+
+
+def _select_together(
+    methods: Sequence[tuple[AttentionConfig, int]],
+    tensors: Sequence[torch.Tensor],
+    shares: torch.Tensor | None,
+    grid: VideoGrid,
+    cache: MaskCache,
+) -> BlockMask:
+    """The mask of heads whose methods agree in `selects_with`; `methods` with the number of heads of each."""
+    (method, _), (query, key, value) = methods[0], tensors
+    if len(methods) > 1:
+        if shares is None:
+            shares = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
+        configs = [config for config, number in methods for _ in range(number)]
+        return method.select_heads(query, key, value, grid, shares, configs)
+    if method.orders_heads:
+        assert shares is not None, "known wherever a method reorders keys"
+        return method.select_reordered(query, key, value, grid, shares)
+    if method.needs_tensors:
+        return method.select(query, key, value, grid)
+    return cache.get(("mask", grid, method, query.device), lambda: method.select(query, key, value, grid))
 
 
 def join_masks(masks: Sequence[BlockMask], heads: Sequence[int], batch: int) -> BlockMask:
@@ -77,35 +144,3 @@ def join_masks(masks: Sequence[BlockMask], heads: Sequence[int], batch: int) -> 
         indices.append(F.pad(mask.indices, (0, slots - used)).expand(batch, number, rows, slots))
         counts.append(mask.counts.expand(batch, number, rows))
     return BlockMask(torch.cat(indices, 1), torch.cat(counts, 1), masks[0].q_layout, layout)
-
-
-def join_selections(selections: Sequence[Selection]) -> Selection:
-    """Put the heads of several selections side by side."""
-    if len(selections) == 1:
-        return selections[0]
-    heads = [selection.key.shape[1] for selection in selections]
-    first = selections[0]
-    mask = join_masks([selection.mask for selection in selections], heads, first.key.shape[0])
-    shares = None
-    if any(selection.shares_order is not None for selection in selections):
-        shares = torch.cat([_shares(selection) for selection in selections])
-    return Selection(
-        torch.cat([selection.key for selection in selections], 1),
-        torch.cat([selection.value for selection in selections], 1),
-        mask,
-        join_orders([selection.order for selection in selections], heads),
-        shares,
-    )
-
-
-def join_orders(orders: Sequence[torch.Tensor], heads: Sequence[int]) -> torch.Tensor:
-    """Orders of groups of heads as one: `[S]` if it is the same tensor for all, else `[H, S]`."""
-    if all(order is orders[0] for order in orders) and orders[0].ndim == 1:
-        return orders[0]
-    return torch.cat([order.expand(number, -1) for order, number in zip(orders, heads, strict=True)])
-
-
-def _shares(selection: Selection) -> torch.Tensor:
-    if selection.shares_order is not None:
-        return selection.shares_order
-    return torch.ones(selection.key.shape[1], dtype=torch.bool, device=selection.key.device)

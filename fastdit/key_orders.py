@@ -1,17 +1,29 @@
-"""An order of keys and values for each head: tries the candidates of a config once, remembers the best."""
+"""Orders of queries and keys for each head: tries the pairs of a config once, remembers the best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
-from fastdit_kernels import BlockMask, gather_tokens
+from fastdit.orders import token_order
+from fastdit.selectors.sampled_error import exact_rows
+from fastdit.selectors.score_order import score_order
+from fastdit.spans import span
+from fastdit_kernels import BlockMask, TileLayout, gather_tokens, invert_order, scatter_from_tiles, unpad_from_tiles
+from fastdit_kernels.tiled_tokens import TiledTokens, counts_passes
+
+# Query tokens that pairs of orders are tried on.
+TRIAL_ROWS = 16
+GOLDEN = 0.6180339887498949
+# The orders of queries and of keys.
+OrderPair = tuple[str, str]
+# The orders that each head of a layer is given; `None` for a head that settles its own.
+GivenOrders = tuple[OrderPair | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +37,7 @@ class Selection:
         order: Their order, as a permutation of the model's sequence: `[S]`, or `[H, S]` for one per head.
         shares_order: bool `[H]`: heads whose keys are in the order of the queries; `None` if all are.
         dense_out: Output of dense attention in tile order, where the selection had to compute it.
+        tiles: `key` and `value` as they were put in order.
     """
 
     key: torch.Tensor
@@ -33,89 +46,212 @@ class Selection:
     order: torch.Tensor
     shares_order: torch.Tensor | None = None
     dense_out: torch.Tensor | None = None
+    tiles: tuple[TiledTokens, TiledTokens] | None = None
+
+    def tiled(self) -> tuple[TiledTokens, TiledTokens]:
+        """Keys and values for the kernel."""
+        return self.tiles or (TiledTokens(self.key), TiledTokens(self.value))
 
 
-# Gives a permutation of the model's sequence for the named heads: `[S]` for all alike, or `[len(heads), S]`.
-MakeOrder = Callable[[list[int]], torch.Tensor]
+@dataclass(frozen=True, eq=False)
+class OrderedQuery:
+    """Queries in tile order.
+
+    Args:
+        tiles: `[B, H, S, D]`.
+        order: Their order, as a permutation of the model's sequence: `[S]`, or `[H, S]` for one per head.
+        known_inverse: The inverse permutation, where it is kept.
+    """
+
+    tiles: TiledTokens
+    order: torch.Tensor
+    known_inverse: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """`[B, H, S, D]`."""
+        return self.tiles.tokens
+
+    @property
+    def inverse(self) -> torch.Tensor:
+        """The inverse permutation."""
+        return invert_order(self.order) if self.known_inverse is None else self.known_inverse
 
 
-def select_per_head(
+def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, cache: MaskCache) -> torch.Tensor:
+    """A few numbers as a tensor, kept from call to call: copying a list to a device waits for all work under way."""
+    numbers = tuple(values)
+    # With their type: to Python, (False, True) is (0, 1).
+    key = "values", type(numbers[0]), numbers, device
+    return cache.get(key, lambda: torch.tensor(numbers, device=device))
+
+
+# Gives a permutation of the model's sequence by its name, for some heads: `[S]` for all alike, or `[len(heads), S]`.
+MakeOrder = Callable[[str, list[int]], torch.Tensor]
+
+
+def named_order(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> torch.Tensor:
+    """A permutation of the model's sequence that follows from the geometry, `[S]`."""
+    return cache.get(("order", grid, name, device), lambda: token_order(grid, name).to(device))
+
+
+def order_maker(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> MakeOrder:
+    """Makes the orders of some heads, those from geometry and `"score"`, from tensors in the model's token order."""
+
+    def make(name: str, heads: list[int]) -> torch.Tensor:
+        if name != "score":
+            return named_order(grid, name, query.device, cache)
+        places = on_device(heads, query.device, cache)
+        return score_order(query.index_select(1, places), key.index_select(1, places), grid)
+
+    return make
+
+
+def order_queries(
+    query: torch.Tensor, names: Sequence[str], grid: VideoGrid, q_tile: int, cache: MaskCache
+) -> OrderedQuery:
+    """Put the queries of each head in its order, a name that `orders.token_order` knows.
+
+    Args:
+        query: `[B, H, S, D]` in the model's token order, any strides.
+        names: The order of each head.
+        grid: Geometry.
+        q_tile: Query rows of a tile.
+        cache: Holds the orders.
+    """
+    order = orders_of_heads(names, lambda name, _: named_order(grid, name, query.device, cache), query, cache)
+    inverse = None
+    if order.ndim == 1:
+        inverse = cache.get(("inverse", grid, names[0], query.device), lambda: invert_order(order))
+    with span("gather"):
+        tiles = TiledTokens.in_order(query, order, TileLayout(grid.query_segments, q_tile))
+    return OrderedQuery(tiles, order, inverse)
+
+
+def put_back(out: torch.Tensor, layout: TileLayout, query: OrderedQuery) -> torch.Tensor:
+    """Undo `order_queries` for an output.
+
+    Args:
+        out: `[B, H, R, D]` in tile order, with padding rows as `layout` has them.
+        layout: One level.
+        query: The queries that it belongs to.
+
+    Returns:
+        `[B, S, H, D]` in the model's token order.
+    """
+    if counts_passes(out):
+        return scatter_from_tiles(out, query.order, layout, token_major=True).transpose(1, 2)
+    out = unpad_from_tiles(out, layout)
+    if query.order.ndim == 1:
+        return out.transpose(1, 2).index_select(1, query.inverse)
+    return gather_tokens(out, query.inverse).transpose(1, 2)
+
+
+def keys_in_order(
+    key: torch.Tensor, value: torch.Tensor, order: torch.Tensor, layout: TileLayout
+) -> tuple[TiledTokens, TiledTokens]:
+    """Put keys and values in order.
+
+    Args:
+        key: `[B, H, S, D]` in the model's token order.
+        value: Likewise.
+        order: Token of each place, `[S]` or `[H, S]`.
+        layout: Key tiles; level 0 counts.
+    """
+    layout = TileLayout(layout.segments, layout.tile)
+    return TiledTokens.in_order(key, order, layout), TiledTokens.in_order(value, order, layout)
+
+
+def has_choice(config: AttentionConfig, grid: VideoGrid) -> bool:
+    """Whether heads have orders to settle: the method has several pairs, and the video more than a single tile."""
+    return len(config.order_pairs) > 1 and grid.query_segments[0] > config.q_tile
+
+
+def settled_pairs(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     grid: VideoGrid,
     config: AttentionConfig,
-    orders: Sequence[MakeOrder],
+    make: MakeOrder,
     memory: MaskCache,
     site: Hashable,
-) -> Selection:
-    """Put keys and values of each head in its best order and select.
+) -> list[OrderPair]:
+    """The pair of orders of each head, tried in the first call of a site; the first one if the video is a single tile.
 
     Args:
-        query: `[B, H, S, D]` in the order of the queries.
-        key: `[B, H, S, D]` in the model's token order.
+        query: `[B, H, S, D]` in the model's token order.
+        key: Likewise.
         value: Likewise.
         grid: Geometry.
-        config: Method with `key_orders`.
-        orders: How each of them is made. Once a site has settled, each is made for the heads that chose it.
+        config: Method with `order_pairs`.
+        make: Makes an order.
         memory: Holds the choice of each site, on the host: settling waits for the device, later calls do not.
         site: Names the layer.
-
-    Returns:
-        The mask, with keys and values in tile order by one gather each.
     """
-    heads = query.shape[1]
-    shares = torch.tensor([name == config.query_order for name in config.key_orders], device=query.device)
-    tried: list[tuple[torch.Tensor, BlockMask]] = []
+    pairs, heads = config.order_pairs, query.shape[1]
+    if not has_choice(config, grid):
+        return [pairs[0]] * heads
 
     def choose() -> torch.Tensor:
-        if len(orders) == 1:
-            return torch.zeros(heads, dtype=torch.int64)
-        errors = []
-        for number, make in enumerate(orders):
-            order = make(list(range(heads)))
-            k, v = gather_tokens(key, order), gather_tokens(value, order)
-            mask, error = config.select_reordered(query, k, v, grid, shares[number].expand(heads), measure=True)
-            assert error is not None, "measured on request"
-            tried.append((order, mask))
-            errors.append(error.mean(0))
-        return torch.stack(errors).argmin(0).cpu()
+        return trial_errors(query, key, value, grid, config, make).mean(1).argmin(0).cpu()
 
-    choice = memory.get(("key_order", site, grid, heads), choose)
-    places = choice.to(query.device)
-    made = [partial(_of_heads, order) for order, _ in tried]
-    order = _order_of_heads(made or orders, choice, query)
-    key, value = gather_tokens(key, order), gather_tokens(value, order)
-    if tried:
-        mask = _mask_of_heads([mask for _, mask in tried], places)
-    else:
-        mask = config.select_reordered(query, key, value, grid, shares[places], measure=False)[0]
-    return Selection(key, value, mask, order, shares[places])
+    choice = memory.get(("orders", site, grid, heads), choose)
+    return [pairs[number] for number in choice.tolist()]
 
 
-def _of_heads(order: torch.Tensor, heads: list[int]) -> torch.Tensor:
-    return order if order.ndim == 1 else order[heads]
+@torch.no_grad()
+def trial_errors(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grid: VideoGrid,
+    config: AttentionConfig,
+    make: MakeOrder,
+) -> torch.Tensor:
+    """Relative output error of every pair of orders, `[pairs, B, H]`.
+
+    Measured exactly on the same `TRIAL_ROWS` query tokens for all pairs, spread over the video along the Gilbert curve.
+    Only the query tiles that hold one of them are selected for, so that a trial costs little in long sequences.
+
+    Args:
+        query: `[B, H, S, D]` in the model's token order.
+        key: Likewise.
+        value: Likewise.
+        grid: Geometry.
+        config: Method with `order_pairs`.
+        make: Makes an order.
+    """
+    heads, video, span = list(range(query.shape[1])), grid.query_segments[0], config.q_tile
+    rows = min(TRIAL_ROWS, video)
+    part = torch.arange(rows, dtype=torch.float64, device=query.device)
+    # Another place in each of equal parts of the curve, so that places within query tiles differ as well.
+    tokens = make("gilbert", heads)[((part + (part + 0.5) * GOLDEN % 1) * video / rows).long()]
+    sampled = exact_rows(query.index_select(2, tokens), key, value)
+    errors: dict[OrderPair, torch.Tensor] = {}
+    for k_name in dict.fromkeys(name for _, name in config.order_pairs):
+        k_order = make(k_name, heads)
+        k, v = gather_tokens(key, k_order), gather_tokens(value, k_order)
+        for pair in (pair for pair in config.order_pairs if pair[1] == k_name):
+            q_order = make(pair[0], heads)
+            place = invert_order(q_order)[tokens]
+            first = torch.minimum(place // config.q_tile * config.q_tile, torch.full_like(place, video - span))
+            runs = q_order[(first.unsqueeze(1) + torch.arange(span, device=query.device)).flatten()]
+            shares = torch.full((len(heads),), pair[0] == k_name, device=query.device)
+            masks = config.candidates(query.index_select(2, runs), k, v, grid, shares, first)
+            errors[pair] = torch.stack([sampled.error(k, v, mask) for mask in masks]).amin(0)
+    return torch.stack([errors[pair] for pair in config.order_pairs])
 
 
-def _order_of_heads(orders: Sequence[MakeOrder], choice: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The chosen order of each head on the device of `like`: `[S]` if one serves all, else `[H, S]`."""
-    heads_of: dict[int, list[int]] = {}
-    for head, number in enumerate(choice.tolist()):
-        heads_of.setdefault(number, []).append(head)
-    made = {number: orders[number](heads) for number, heads in heads_of.items()}
+def orders_of_heads(names: Sequence[str], make: MakeOrder, like: torch.Tensor, cache: MaskCache) -> torch.Tensor:
+    """The named order of each head on the device of `like` `[B, H, S, D]`: `[S]` if one serves all, else `[H, S]`."""
+    heads_of: dict[str, list[int]] = {}
+    for head, name in enumerate(names):
+        heads_of.setdefault(name, []).append(head)
+    made = {name: make(name, heads) for name, heads in heads_of.items()}
     if len(made) == 1:
         return next(iter(made.values()))
-    chosen = torch.empty(len(choice), like.shape[2], dtype=torch.int64, device=like.device)
-    for number, heads in heads_of.items():
-        chosen[torch.tensor(heads, device=like.device)] = made[number]
+    chosen = torch.empty(len(names), like.shape[2], dtype=torch.int64, device=like.device)
+    for name, heads in heads_of.items():
+        chosen[on_device(heads, like.device, cache)] = made[name]
     return chosen
-
-
-def _mask_of_heads(masks: Sequence[BlockMask], choice: torch.Tensor) -> BlockMask:
-    """A mask that takes each head from the mask of its choice."""
-    heads = torch.arange(len(choice), device=choice.device)
-    indices, counts = (
-        torch.stack(parts)[choice, :, heads].transpose(0, 1).contiguous()
-        for parts in ([mask.indices for mask in masks], [mask.counts for mask in masks])
-    )
-    return BlockMask(indices, counts, masks[0].q_layout, masks[0].kv_layout)

@@ -14,14 +14,15 @@ Entry = TypeVar("Entry", torch.Tensor, BlockMask)
 
 
 class MaskCache:
-    """Least-recently-used cache of tensors and masks, bounded in bytes.
+    """Least-recently-used cache of tensors and masks, bounded in bytes and in entries.
 
     Args:
         max_bytes: Bound; the oldest entries go first. A single larger entry is built but not kept.
+        max_entries: Likewise of their number: a tensor of a few numbers takes far more than its bytes.
     """
 
-    def __init__(self, max_bytes: int = 256 << 20) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int = 256 << 20, max_entries: int = 8192) -> None:
+        self.max_bytes, self.max_entries = max_bytes, max_entries
         self._entries: OrderedDict[Hashable, torch.Tensor | BlockMask] = OrderedDict()
         self._bytes = 0
 
@@ -41,7 +42,7 @@ class MaskCache:
         entry = build()
         self._entries[key] = entry
         self._bytes += _size(entry)
-        while self._bytes > self.max_bytes:
+        while self._bytes > self.max_bytes or len(self._entries) > self.max_entries:
             _, oldest = self._entries.popitem(last=False)
             self._bytes -= _size(oldest)
         return entry

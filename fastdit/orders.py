@@ -7,6 +7,7 @@ its longest sides into sub-boxes that are walked so that the end of one touches 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -48,13 +49,32 @@ def video_order(grid: VideoGrid, name: str) -> torch.Tensor:
 
 
 def token_order(grid: VideoGrid, name: str) -> torch.Tensor:
-    """Video tokens in the named order, then text, as indices into the model's own sequence.
+    """Video tokens in the named order, then what every query sees, as indices into the model's own sequence.
+
+    The order serves queries and keys alike; `grid.query_segments` and `grid.key_segments` cut it.
 
     Returns:
         int64 `[grid.length]`, a permutation, on the CPU.
     """
-    text = torch.arange(grid.text_length) + grid.text_start
-    return torch.cat([video_order(grid, name) + grid.video_start, text])
+    chosen_from = replace(grid, frames=grid.frames - grid.kept_frames, kept_frames=0, dense_frames=0)
+    tokens = video_order(chosen_from, name) + grid.video_start + grid.kept_length
+    return torch.cat([tokens, kept_tokens(grid)])
+
+
+def kept_tokens(grid: VideoGrid, device: torch.device | None = None) -> torch.Tensor:
+    """Tokens whose keys every query sees: kept frames, those with dense queries last, then text.
+
+    Args:
+        grid: Geometry.
+        device: Where the result lies, default the CPU.
+
+    Returns:
+        int64 `[grid.kept_length + grid.text_length]`, indices into the model's own sequence.
+    """
+    dense = grid.dense_frames * grid.height * grid.width
+    video = torch.arange(grid.kept_length, device=device) + grid.video_start
+    text = torch.arange(grid.text_length, device=device) + grid.text_start
+    return torch.cat([video[dense:], video[:dense], text])
 
 
 def _walk(sizes: _Vector) -> Iterator[_Vector]:

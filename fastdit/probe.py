@@ -6,20 +6,24 @@ are not asked for run the original processors.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
 import fastdit.attention_profile as profile
-from fastdit.adapters import find_adapter
+from fastdit.adapters import PipelineAdapter, find_adapter
 from fastdit.api import find_transformers
 from fastdit.attend import DenseAttention, sdpa
-from fastdit.config import AdaptiveConfig
+from fastdit.config import AdaptiveConfig, AttentionConfig
 from fastdit.errors import AlreadyEnabledError
 from fastdit.grid import VideoGrid
-from fastdit.session import ForwardState, LayerSlot, Session
+from fastdit.layer_slot import ForwardState, LayerSlot
+from fastdit.ragged_text import ragged_step
+from fastdit.session import Session
+from fastdit.step_result import StepResult
 from fastdit.validation import check_count
 
 
@@ -107,7 +111,9 @@ class ProbeSlot(LayerSlot):
 
     probe: AttentionProbe
 
-    def wants_dense(self, sequence_length: int, batch: int, heads: int) -> bool:
+    def wants_dense(
+        self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
+    ) -> bool:
         """Whether the original processor runs: every step but the chosen ones, and one call per step and layer."""
         forward = self.session.current_forward(self.transformer)
         if forward is None or forward.grid.length != sequence_length:
@@ -115,14 +121,28 @@ class ProbeSlot(LayerSlot):
         return not self.probe.wants(self.transformer, self.layer, forward.tick.step)
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dense: DenseAttention = sdpa
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dense: DenseAttention = sdpa,
+        text_lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Measure, then dense attention: `[B, S, H, D]` in and out."""
+        """Measure, then dense attention: `[B, S, H, D]` in and out; invalid text tokens are left out."""
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        self.probe.measure(self, forward, query, key, value)
+
+        def look(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: VideoGrid, first: int) -> StepResult:
+            if first == 0:
+                self.probe.measure(self, dataclasses.replace(forward, grid=grid), q, k, v)
+            return StepResult(dense(q, k, v), (), tuple(range(q.shape[2])))
+
+        if text_lengths is None:
+            out = look(query, key, value, forward.grid, 0).out
+        else:
+            out = ragged_step(query, key, value, forward.grid, text_lengths, look)[0]
         self.probe.done.add((self.transformer, self.layer, forward.tick.step))
-        return dense(query, key, value)
+        return out
 
 
 class AttentionProbe:
@@ -139,6 +159,9 @@ class AttentionProbe:
         UnsupportedModelError: No adapter knows its transformer.
     """
 
+    slot_class: type[ProbeSlot] = ProbeSlot
+    session_class: type[Session] = Session
+
     def __init__(self, pipe: Any, steps: Collection[int], *, rows: int = 64, block: int = 64) -> None:
         for name, value in (("rows", rows), ("block", block)):
             check_count(name, value, 1)
@@ -147,6 +170,7 @@ class AttentionProbe:
         self.steps = frozenset(steps)
         self.done: set[tuple[int, int, int]] = set()
         self._pipe = pipe
+        self._config: AttentionConfig = AdaptiveConfig(min_tokens=0)
         self._session: Session | None = None
 
     def wants(self, transformer: int, layer: int, step: int) -> bool:
@@ -171,21 +195,22 @@ class AttentionProbe:
         )
 
     def __enter__(self) -> Self:
-        found = [(name, module, find_adapter(module)) for name, module in find_transformers(self._pipe)]
-        self._session = session = Session(AdaptiveConfig(min_tokens=0), self._pipe)
+        self.found = [(name, module, find_adapter(module)) for name, module in find_transformers(self._pipe)]
+        self._session = session = self.session_class(self._config, self._pipe)
         try:
-            for number, (name, module, adapter) in enumerate(found):
+            for number, (name, module, adapter) in enumerate(self.found):
                 session.transformer_names.append(name)
                 sites = adapter.sites(module)
                 for layer, (path, site) in enumerate(sites):
-                    self._install(session, adapter, site, ProbeSlot(session, number, layer, path, len(sites)))
+                    slot = self.slot_class(session, number, layer, path, len(sites))
+                    self._install(session, adapter, site, slot)
                 session.push_undo(adapter.attach(module, session, number))
         except BaseException:
             session.close()
             raise
         return self
 
-    def _install(self, session: Session, adapter: Any, site: Any, slot: ProbeSlot) -> None:
+    def _install(self, session: Session, adapter: PipelineAdapter, site: Any, slot: ProbeSlot) -> None:
         original = site.processor
         if isinstance(getattr(original, "slot", None), LayerSlot):
             raise AlreadyEnabledError(f"{slot.name} is enabled already: call fastdit.disable(pipe) first")

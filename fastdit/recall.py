@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from fastdit_kernels import (
-    BlockMask,
-    TileLayout,
-    block_mass,
-    block_sparse_attention,
-    sampled_mass,
-    stratified_rows,
-)
+from fastdit_kernels import BlockMask, TileLayout, block_mass, block_sparse_attention, stratified_rows
+from fastdit_kernels.block_mask import LEVEL_SHIFT
+from fastdit_kernels.workspace import workspace_bytes
+
+# Bytes of scores and keys worked on at once on a CPU.
+CPU_WORKSPACE_BYTES = 32 << 20
 
 
 def exact_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask) -> torch.Tensor:
@@ -55,7 +54,8 @@ def recall_given_lse(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, 
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tiles: int, rows: int) -> torch.Tensor:
     """Recall over a few query rows against all keys, exact for these rows; only tiles of level 0 count as kept.
 
-    A mask that covers everything by pooled tiles grows stale when the mass moves away from its fine ones.
+    A mask that covers everything by pooled tiles grows stale when the mass moves away from its fine ones. Costs one
+    product of the rows and the keys: `tiles * rows / Sq` of dense attention, or less.
 
     Args:
         query: `[B, H, Sq, D]` in tile order.
@@ -69,10 +69,37 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tile
         `[B, H]`, mean over the sampled rows, fp32 (fp64 for fp64 input).
     """
     chosen, sampled = spread_rows(mask.q_layout, tiles, rows, query.device)
-    kv_layout = TileLayout(mask.kv_layout.segments, mask.kv_tile)
-    mass = sampled_mass(query.index_select(2, sampled), key, kv_layout, q_samples=rows)
-    part = mask_of_tiles(mask, chosen, rows)
-    return (mass * part.to_dense()[..., : mass.shape[3]]).sum(3).mean(2)
+    batch, heads, length, dim = key.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    picked = (query.index_select(2, sampled).to(wide) * dim**-0.5).flatten(0, 1)
+    keys, kept = key.flatten(0, 1), _fine_tiles(mask, chosen, batch, heads)
+    step = max(1, workspace_bytes(query.device, CPU_WORKSPACE_BYTES) // (length * (len(sampled) + dim) * wide.itemsize))
+    found = []
+    for first in range(0, batch * heads, step):
+        some = slice(first, first + step)
+        weights = (picked[some] @ keys[some].to(wide).mT).softmax(2)
+        mass = tile_sums(weights, mask.kv_layout).unflatten(1, (-1, rows)).sum(2)
+        tile, real = (x[some] for x in kept)
+        found.append((mass.gather(2, tile) * real).sum((1, 2)))
+    return torch.cat(found).view(batch, heads) / len(sampled)
+
+
+def _fine_tiles(mask: BlockMask, rows: torch.Tensor, batch: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entries of some query tiles `[B * H, N, K]`: their tiles, and which of them are real and of level 0."""
+    listed, counts = mask.indices.index_select(2, rows), mask.counts.index_select(2, rows)
+    slots = torch.arange(listed.shape[3], device=listed.device)
+    real = (slots < counts.unsqueeze(3)) & (listed >> LEVEL_SHIFT == 0)
+    tile = torch.where(real, listed, 0).long()
+    return tuple(x.expand(batch, heads, -1, -1).flatten(0, 1) for x in (tile, real))  # type: ignore[return-value]
+
+
+def tile_sums(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+    """Sums over the keys of each level-0 tile: `[..., Skv]` to `[..., NK]`."""
+    parts = []
+    for part, tiles in zip(x.split(layout.segments, -1), layout.segment_tiles(0), strict=True):
+        filled = F.pad(part, (0, tiles * layout.tile - part.shape[-1]))
+        parts.append(filled.unflatten(-1, (tiles, layout.tile)).sum(-1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def spread_rows(q_layout: TileLayout, tiles: int, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

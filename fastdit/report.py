@@ -13,6 +13,8 @@ REASONS = {
     "dense_heads": "layers whose heads are all dense (config.heads)",
     "min_tokens": "sequence shorter than min_tokens",
 }
+# Of the heads that a guard has made dense.
+SHOWN_HEADS = 8
 
 
 def summarize(session: Session) -> str:
@@ -30,8 +32,24 @@ def summarize(session: Session) -> str:
         lines.append("  sparse calls: none, the whole run was dense")
     else:
         lines.append(f"  sparse calls: {num_sparse}, density {sparse:.3f}")
+    if stats.dropped:
+        lines.append(f"  earlier calls, counted in the densities above alone: {stats.dropped}")
     lines += [f"  dense calls: {count}, {REASONS.get(reason, reason)}" for reason, count in sorted(dense_calls.items())]
-    return "\n".join(lines + _reuse_lines(session) + _layer_table(session))
+    return "\n".join(lines + _reuse_lines(session) + _guard_lines(session) + _layer_table(session))
+
+
+def _guard_lines(session: Session) -> list[str]:
+    """Heads that the guard has made dense."""
+    guard = session.guard
+    if guard is None:
+        return []
+    fallen = guard.fallen
+    lines = [f"  guard: {guard.checks} calls looked at, heads made dense for their recall: {len(fallen)}"]
+    names = [f"{one.transformer}.{one.layer}.{one.head} from step {one.step}" for one in fallen[:SHOWN_HEADS]]
+    if names:
+        more = f" and {len(fallen) - SHOWN_HEADS} more" if len(fallen) > SHOWN_HEADS else ""
+        lines.append(f"    transformer.layer.head: {', '.join(names)}{more}")
+    return lines
 
 
 def _reuse_lines(session: Session) -> list[str]:

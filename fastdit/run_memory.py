@@ -1,4 +1,4 @@
-"""What one run remembers from step to step: the key order of each head, and masks that are reused."""
+"""What one run remembers from step to step: the orders of each head, and masks that are reused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class RunMemory:
     """Memory of the run in progress; nothing of one run reaches the next."""
 
     def __init__(self) -> None:
-        self.key_orders = MaskCache()
+        self.orders = MaskCache()
         self.masks = ReusedMasks()
         self._run: int | None = None
 
@@ -22,5 +22,5 @@ class RunMemory:
 
     def clear(self) -> None:
         """Drop everything."""
-        self.key_orders.clear()
+        self.orders.clear()
         self.masks.clear()

@@ -56,6 +56,8 @@ def sparse_attention(
     *,
     grid: tuple[int, int, int],
     text_length: int = 0,
+    kept_frames: int = 0,
+    dense_frames: int = 0,
     recall: bool = False,
 ) -> tuple[torch.Tensor, AttentionStats]:
     """Self-attention over video tokens, sparse by the method of `config`: order, select, attend, put back.
@@ -70,6 +72,8 @@ def sparse_attention(
         config: Method and settings.
         grid: Frames, token rows and token columns `(t, h, w)`.
         text_length: Text tokens at the end.
+        kept_frames: First frames whose keys every query sees, e.g. a condition image.
+        dense_frames: The first ones of these, whose queries also see everything.
         recall: Also measure the recall of the mask, which costs more than dense attention.
 
     Returns:
@@ -84,7 +88,14 @@ def sparse_attention(
         raise ConfigError(f"config={config!r}: accepted is a config such as fastdit.AdaptiveConfig(...)")
     if len(grid) != 3:
         raise InvalidInputError(f"grid={grid!r}: accepted are three sizes (frames, height, width)")
-    geometry = VideoGrid(frames=grid[0], height=grid[1], width=grid[2], text_length=text_length)
+    geometry = VideoGrid(
+        frames=grid[0],
+        height=grid[1],
+        width=grid[2],
+        text_length=text_length,
+        kept_frames=kept_frames,
+        dense_frames=dense_frames,
+    )
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4 or x.shape != query.shape or x.shape[2] != geometry.length:
             raise InvalidInputError(

@@ -81,22 +81,40 @@ class CallRecord:
 
 @dataclass
 class RunStatistics:
-    """Records of the latest run, one per (transformer, layer, branch, step)."""
+    """Records of the latest run, one per (transformer, layer, branch, step).
+
+    Beyond `MAX_RECORDS` the oldest are dropped, and count in the density alone.
+    """
 
     run: int = 0
     records: dict[tuple[int, int, str, int], CallRecord] = field(default_factory=dict)
+    # Calls, their scores, and those computed, the latter of each device: by whether they were sparse.
+    _dropped: dict[tuple[bool, torch.device | None], tuple[int, int, int | torch.Tensor]] = field(default_factory=dict)
 
     def begin(self, run: int) -> None:
         """Start over if `run` is a new one."""
         if run != self.run:
             self.run = run
             self.records = {}
+            self._dropped = {}
 
     def add(self, record: CallRecord) -> None:
         """Keep a record; no device synchronisation."""
         self.records[record.transformer, record.layer, record.branch, record.step] = record
         if len(self.records) > MAX_RECORDS:
-            self.records.pop(next(iter(self.records)))
+            self._drop(self.records.pop(next(iter(self.records))))
+
+    def _drop(self, record: CallRecord) -> None:
+        kept = record.kept_pairs
+        place = record.dense_reason is None, None if kept is None else kept.device
+        number, pairs, computed = self._dropped.get(place, (0, 0, 0))
+        computed = computed + (record.dense_pairs if kept is None else kept.sum())
+        self._dropped[place] = number + 1, pairs + record.dense_pairs, computed
+
+    @property
+    def dropped(self) -> int:
+        """Calls of the run whose records were dropped."""
+        return sum(number for number, _, _ in self._dropped.values())
 
     def density(self, *, sparse_only: bool = False) -> float | None:
         """Scores computed / scores of dense attention over the run, dense calls included unless `sparse_only`.
@@ -105,8 +123,10 @@ class RunStatistics:
             The density, or `None` if nothing was recorded.
         """
         chosen = [record for record in self.records.values() if not sparse_only or record.dense_reason is None]
-        total = sum(record.dense_pairs for record in chosen)
-        return sum(record.executed_pairs() for record in chosen) / total if total else None
+        dropped = [rest for (sparse, _), rest in self._dropped.items() if sparse or not sparse_only]
+        total = sum(record.dense_pairs for record in chosen) + sum(pairs for _, pairs, _ in dropped)
+        executed = sum(record.executed_pairs() for record in chosen) + sum(int(computed) for _, _, computed in dropped)
+        return executed / total if total else None
 
     def layer_step_density(self, transformer: int = 0) -> dict[tuple[int, int], float]:
         """Density of each `(layer, step)` of a transformer, over its branches and heads."""
@@ -144,8 +164,9 @@ class RunStatistics:
             "not_kept": sum(not record.kept for record in records),
             "refreshed_heads": sum(record.refreshed_heads for record in records),
         }
-        recall = [record.recall for record in records if not record.built and record.recall is not None]
-        drift = [record.drift for record in records if record.drift is not None]
+        # Layers, or transformers, may lie on several devices.
+        recall = [record.recall.cpu() for record in records if not record.built and record.recall is not None]
+        drift = [record.drift.cpu() for record in records if record.drift is not None]
         if recall and drift:
             values = torch.cat(recall).double()
             report["recall"], report["least_recall"] = values.mean().item(), values.min().item()

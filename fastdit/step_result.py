@@ -22,6 +22,8 @@ class Launch:
         mask: What was computed.
         query: `[B, H, S, D]` in tile order, these heads alone.
         key: Likewise.
+        query_order: Order of the queries, a permutation of the model's sequence: `[S]`, or `[H, S]` for one per head.
+        key_order: Likewise of the keys.
     """
 
     heads: tuple[int, ...]
@@ -29,6 +31,8 @@ class Launch:
     mask: BlockMask
     query: torch.Tensor
     key: torch.Tensor
+    query_order: torch.Tensor
+    key_order: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

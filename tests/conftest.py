@@ -7,9 +7,23 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tests_support import build_tiny_wan, run_wan
 
 torch.set_num_threads(1)
+
+# The same examples in every run, and no verdict about the speed of the machine.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Random numbers and threads do not depend on the tests that ran before; `fastdit bench` sets the threads."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

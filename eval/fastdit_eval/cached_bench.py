@@ -2,7 +2,8 @@
 
 Errors are those of the masks alone, `|o - o*| / |o*|` in fp32 against dense attention, mean over rows and heads.
 Seconds are CPU time of the selection; moving queries, keys and values into tile order, which both need, is measured
-apart and taken off.
+apart and taken off. So is settling the orders of heads, which happens once in a run, however long it is and whether
+masks are reused or not.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from fastdit import AdaptiveConfig, CachedConfig, PyramidConfig
 from fastdit.attend import choose_tiles
 from fastdit.capture import CapturedCall
 from fastdit.errors import ConfigError
-from fastdit.key_orders import Selection
+from fastdit.key_orders import OrderedQuery, Selection
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
-from fastdit.orders import token_order
 from fastdit.run_memory import RunMemory
-from fastdit_kernels import block_sparse_attention, gather_tokens, scatter_tokens
+from fastdit.statistics import ReuseRecord
+from fastdit_kernels import block_sparse_attention, gather_tokens
 from fastdit_kernels.bench_machine import describe_machine
 
 
@@ -99,49 +100,64 @@ def runs_of(calls: Sequence[CapturedCall]) -> dict[tuple[int, int, int], list[Ca
 def follow(run: Sequence[CapturedCall], config: CachedConfig, repeats: int) -> list[dict[str, Any]]:
     """One entry for each step of a run of one layer."""
     fresh = dataclasses.replace(config, refresh_every=1, min_recall=None)
-    passes: list[list[dict[str, Any]]] = []
-    cache, query_order = MaskCache(), token_order(run[0].grid, config.query_order)
+    cache = MaskCache()
     # Token orders are made once per geometry; no step is charged for them.
-    q, k, v = (x[None].float() for x in (run[0].query, run[0].key, run[0].value))
-    choose_tiles(q, k, v, run[0].grid, fresh, cache)
+    _choose(run[0], fresh, cache, RunMemory())
+    passes: list[list[dict[str, Any]]] = []
     for number in range(repeats):
+        settled = RunMemory()
+        first, again = (_choose(run[0], fresh, cache, settled)[0] for _ in range(2))
         reused, recomputed = RunMemory(), RunMemory()
-        found = []
+        reused.orders = recomputed.orders = settled.orders
+        found: list[dict[str, Any]] = []
         for call in run:
-            q, k, v = (x[None].float() for x in (call.query, call.key, call.value))
-            site = CallSite(call.transformer, call.layer, call.branch, call.step)
-            case: dict[str, Any] = {"step": call.step}
-            exact = F.scaled_dot_product_attention(q, k, v) if number == 0 else None
-            for label, one, memory in (("cached", config, reused), ("fresh", fresh, recomputed)):
-                start = time.process_time()
-                query, chosen, record = choose_tiles(q, k, v, call.grid, one, cache, memory, site)
-                case[f"{label}_seconds"] = time.process_time() - start - _moving_seconds((q, k, v), query_order, chosen)
-                if exact is not None:
-                    case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, query_order, chosen)
-                assert record is not None, "the cached method keeps records"
+            case: dict[str, Any] = {"step": call.step, "settle_seconds": 0.0}
+            if not found and len(settled.orders):
+                case["settle_seconds"] = max(0.0, first - again)
+            q, k, v = _tensors(call)
+            start = time.process_time()
+            exact = F.scaled_dot_product_attention(q, k, v)
+            case["dense_seconds"] = time.process_time() - start
+            sides = [("cached", config, reused), ("fresh", fresh, recomputed)]
+            # In turns, because the second one finds warm caches.
+            for label, one, memory in sides if number % 2 else sides[::-1]:
+                case[f"{label}_seconds"], query, chosen, record = _choose(call, one, cache, memory)
+                if number == 0:
+                    case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, chosen)
                 if label == "cached":
                     case.update(age=record.age, built=record.built, refreshed_heads=record.refreshed_heads)
             found.append(case)
         passes.append(found)
-    for label in ("cached_seconds", "fresh_seconds"):
+    for label in ("cached_seconds", "fresh_seconds", "dense_seconds", "settle_seconds"):
         for place, case in enumerate(passes[0]):
             case[label] = statistics.median(found[place][label] for found in passes)
     return passes[0]
 
 
-def _moving_seconds(tensors: Sequence[torch.Tensor], query_order: torch.Tensor, chosen: Selection) -> float:
+def _tensors(call: CapturedCall) -> list[torch.Tensor]:
+    return [x[None].float() for x in (call.query, call.key, call.value)]
+
+
+def _choose(
+    call: CapturedCall, config: CachedConfig, cache: MaskCache, memory: RunMemory
+) -> tuple[float, OrderedQuery, Selection, ReuseRecord]:
+    """One selection and its seconds, without those of moving tokens."""
+    q, k, v = _tensors(call)
+    site = CallSite(call.transformer, call.layer, call.branch, call.step)
     start = time.process_time()
-    for x, order in zip(tensors, (query_order, chosen.order, chosen.order), strict=True):
+    query, chosen, record = choose_tiles(q, k, v, call.grid, config, cache, memory, site)
+    middle = time.process_time()
+    for x, order in ((q, query.order), (k, chosen.order), (v, chosen.order)):
         gather_tokens(x, order)
-    return time.process_time() - start
+    end = time.process_time()
+    assert record is not None, "the cached method keeps records"
+    return middle - start - (end - middle), query, chosen, record
 
 
-def _error(
-    exact: torch.Tensor, query: torch.Tensor, query_order: torch.Tensor, chosen: Selection
-) -> tuple[float, float]:
+def _error(exact: torch.Tensor, query: OrderedQuery, chosen: Selection) -> tuple[float, float]:
     """Mean relative error of the output under a mask, and its density."""
-    out = scatter_tokens(block_sparse_attention(query, chosen.key, chosen.value, chosen.mask), query_order)
-    error = (out - exact).norm(dim=-1) / exact.norm(dim=-1)
+    out = block_sparse_attention(query.tokens, chosen.key, chosen.value, chosen.mask)
+    error = (gather_tokens(out, query.inverse) - exact).norm(dim=-1) / exact.norm(dim=-1)
     return float(error.mean()), chosen.mask.density()
 
 
@@ -152,12 +168,16 @@ def summarize(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return float(sum(case[f"cached_{label}"] for case in some) / sum(case[f"fresh_{label}"] for case in some))
 
     ages = sorted({case["age"] for case in cases})
+    fresh_seconds = statistics.fmean(case["fresh_seconds"] for case in cases)
+    runs = sum(case["settle_seconds"] > 0 for case in cases)
     return {
         "cached_error": statistics.fmean(case["cached_error"] for case in cases),
         "fresh_error": statistics.fmean(case["fresh_error"] for case in cases),
         "error_ratio": share("error", cases),
         "cost_ratio": share("seconds", cases),
-        "fresh_seconds": statistics.fmean(case["fresh_seconds"] for case in cases),
+        "cost_of_dense": sum(case["cached_seconds"] for case in cases) / sum(case["dense_seconds"] for case in cases),
+        "fresh_seconds": fresh_seconds,
+        "settling_in_selections": sum(case["settle_seconds"] for case in cases) / max(1, runs) / fresh_seconds,
         "density": statistics.fmean(case["cached_density"] for case in cases),
         "refreshed_heads": sum(case["refreshed_heads"] for case in cases),
         "error_ratio_by_age": {str(age): share("error", [c for c in cases if c["age"] == age]) for age in ages},

@@ -191,7 +191,7 @@ def psa(task: SelectorTask, knob: float, _: float) -> Answer:
     are written as smaller tiles, so that a block pooled by 8 is one tile.
     """
     tokens = task.ordered("gilbert")
-    blocks, fine = task.kv_layout, TileLayout(task.grid.segments, task.kv_tile >> (PSA_LEVELS - 1), PSA_LEVELS)
+    blocks, fine = task.kv_layout, TileLayout(task.grid.key_segments, task.kv_tile >> (PSA_LEVELS - 1), PSA_LEVELS)
     importance = task.once("importance", lambda: _psa_importance(tokens, task))
     rank = importance.argsort(-1, descending=True).argsort(-1)
     levels = torch.full(rank.shape, -1)

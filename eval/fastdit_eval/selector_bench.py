@@ -15,6 +15,7 @@ import torch
 
 from fastdit.recall import recall_given_lse
 from fastdit_eval.attention_heads import AttentionHeads
+from fastdit_eval.selection_flops import matmul_flops
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_methods import method_selectors
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
@@ -83,9 +84,10 @@ def measure(task: SelectorTask, selector: Selector, density: float, repeats: int
     runs: dict[str, Callable[[], object]] = {"select": select, "dense": task.dense}
     task.is_timed = True
     times = time_together(runs, repeats, torch.device("cpu"))
-    task.is_timed = False
     seconds = statistics.median(times["select"])
     dense_seconds = statistics.median(times["dense"])
+    flops, dense_flops = matmul_flops(select), matmul_flops(task.dense)
+    task.is_timed = False
     used = answer.mask.density()
     return {
         "group": task.heads.name,
@@ -101,6 +103,9 @@ def measure(task: SelectorTask, selector: Selector, density: float, repeats: int
         "select_seconds": seconds,
         "dense_seconds": dense_seconds,
         "select_share_of_dense": seconds / dense_seconds,
+        "select_flops": flops,
+        "dense_flops": dense_flops,
+        "select_flops_share_of_dense": flops / dense_flops,
     }
 
 

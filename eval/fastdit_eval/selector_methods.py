@@ -106,5 +106,5 @@ def _select(method: str, settings: dict[str, Any], task: SelectorTask, knob: flo
     make: Callable[..., AttentionConfig] = METHODS[method]
     config = make(q_tile=task.q_tile, kv_tile=task.kv_tile, min_tokens=0, **given)
     heads = task.heads
-    chosen = choose_tiles(heads.query, heads.key, heads.value, task.grid, config, MaskCache())[1]
-    return Answer(chosen.mask, task.ordered(config.query_order).order, chosen.key, chosen.value)
+    query, chosen = choose_tiles(heads.query, heads.key, heads.value, task.grid, config, MaskCache())[:2]
+    return Answer(chosen.mask, query.order, chosen.key, chosen.value)

@@ -65,6 +65,11 @@ class SelectorTask:
                 f"{heads.name} has {heads.grid.text_length} text tokens in its sequence: accepted are heads without "
                 "text, since the baselines are defined on video tokens"
             )
+        if heads.grid.kept_frames:
+            raise ConfigError(
+                f"{heads.name} has {heads.grid.kept_frames} frames that are always kept: accepted are heads without, "
+                "since the baselines choose from all video tokens"
+            )
         self.heads, self.q_tile, self.kv_tile = heads, q_tile, kv_tile
         self._ordered: dict[str, OrderedTokens] = {}
         self._mass: dict[str, torch.Tensor] = {}
@@ -85,12 +90,12 @@ class SelectorTask:
     @property
     def q_layout(self) -> TileLayout:
         """Query tiles."""
-        return TileLayout(self.grid.segments, self.q_tile)
+        return TileLayout(self.grid.query_segments, self.q_tile)
 
     @property
     def kv_layout(self) -> TileLayout:
         """Key tiles."""
-        return TileLayout(self.grid.segments, self.kv_tile)
+        return TileLayout(self.grid.key_segments, self.kv_tile)
 
     def tiles_at(self, density: float) -> int:
         """Key tiles per row at a density, at least one."""

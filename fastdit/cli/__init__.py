@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from fastdit import __version__
 from fastdit.errors import FastDitError, InvalidInputError
@@ -18,12 +18,19 @@ app = App(
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
+    # No --empty-... beside every option that takes several values.
+    default_parameter=Parameter(negative_iterable=()),
 )
+app.command("fastdit.cli.doctor:doctor", name="doctor")
 app.command("fastdit.cli.generate:generate", name="generate")
 app.command("fastdit.cli.inspect:inspect", name="inspect")
 app.command("fastdit.cli.judge:judge", name="judge")
 app.command("fastdit.cli.models:models", name="models")
+app.command("fastdit.cli.search:search", name="search")
+app.command("fastdit.cli.plan:app", name="plan")
+app.command("fastdit.cli.ui:ui", name="ui")
 app.command("fastdit.cli.bench:app", name="bench")
+app.command("fastdit.cli.eval:app", name="eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        _load_listed(words)
+        app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(str(error), EXIT_USAGE)
     except InvalidInputError as error:
@@ -46,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     return EXIT_DONE
+
+
+def _load_listed(words: Sequence[str]) -> None:
+    """Import the commands of the group that `words` end at: its help page shows what each does."""
+    _, apps, _ = app.parse_commands([word for word in words if word not in ("--help", "-h")])
+    if apps[-1].default_command is None:
+        for name in apps[-1]:
+            apps[-1][name]
 
 
 def _fail(message: str, code: int) -> int:

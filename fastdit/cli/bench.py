@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from fastdit.cli.output_folder import staged_output
+from fastdit.cli.bench_report import publish_report, show_progress
 from fastdit.validation import check_choice, check_count
 
-app = App(name="bench", help="Measure what sparse attention gains on this machine.")
+app = App(name="bench", help="Measure on this machine what sparse attention gains and loses.")
 app.command("fastdit.cli.bench_cached:cached", name="cached")
 app.command("fastdit.cli.bench_capture:capture", name="capture")
+app.command("fastdit.cli.bench_e2e:e2e", name="e2e")
+app.command("fastdit.cli.bench_growth:growth", name="growth")
 app.command("fastdit.cli.bench_selectors:selectors", name="selectors")
+app.command("fastdit.cli.bench_search:search", name="search")
+app.command("fastdit.cli.bench_search:estimator", name="estimator")
 
 
 @app.command
 def kernels(
     *,
     quick: bool = False,
+    shapes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     device: str | None = None,
     repeats: int = 5,
     threads: int = 1,
     output: Path | None = None,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Time the block-sparse kernel against every dense one: on CUDA at the shapes of the supported models.
+    """Time the block-sparse kernel against every dense one.
 
-    A kernel that disagrees with the fp64 reference is not timed; the command then fails.
+    On CUDA at the shapes of the supported models. A kernel that disagrees with the fp64 reference is not timed, and the
+    command fails.
 
     Args:
-        quick: One small shape, under a minute on one CPU core.
+        quick: One small shape unless some are named, two densities: under a minute on one CPU core.
+        shapes: Names of shapes of supported models, e.g. "Wan2.1-14B 720x1280x81", instead of the default ones.
         device: cpu or cuda; default cuda where there is one.
         repeats: Timed rounds of each case; the median counts.
         threads: CPU threads.
@@ -45,27 +50,30 @@ def kernels(
     """
     from fastdit_eval.kernel_plot import draw_kernel_bench
     from fastdit_kernels.bench import run_bench
+    from fastdit_kernels.bench_shapes import MODEL_SHAPES
 
+    known = {shape.name: shape for shape in MODEL_SHAPES}
+    for name in shapes:
+        check_choice("shapes", name, known)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_choice("device", device, ("cpu", "cuda"))
     check_count("repeats", repeats, 1)
     check_count("threads", threads, 1)
     torch.set_num_threads(threads)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("kernels", total=None)
 
-        def show(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=name)
+    def measure() -> dict[str, Any]:
+        with show_progress("kernels") as show:
+            return run_bench(
+                device=torch.device(device),
+                quick=quick,
+                shapes=tuple(known[name] for name in shapes) or None,
+                repeats=repeats,
+                progress=show,
+            )
 
-        report = run_bench(device=torch.device(device), quick=quick, repeats=repeats, progress=show)
-    if output is not None:
-        with staged_output(output) as folder:
-            (folder / "kernels.json").write_text(json.dumps(report, indent=2) + "\n")
-            draw_kernel_bench(report, folder / "kernels.png")
-    if json_output:
-        print(json.dumps(report))
-    else:
-        _print_table(report)
+    publish_report(
+        measure, _print_table, name="kernels", output=output, json_output=json_output, draw=draw_kernel_bench
+    )
 
 
 def _print_table(report: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdit.capture import load_calls
-from fastdit.cli.output_folder import staged_output
+from fastdit.cli.bench_report import publish_report
 from fastdit.errors import ConfigError
 from fastdit.validation import check_choice, check_count, check_fraction
 
@@ -29,7 +29,7 @@ def cached(
     output: Path | None = None,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Compare masks reused over steps with masks recomputed in every step: error and cost of the selection.
+    """Compare masks reused over steps with masks chosen anew in every step: error, and cost of choosing.
 
     Args:
         captured: File of `fastdit bench capture` with consecutive steps, e.g. --steps 2 3 4 5 6 7 8 9 10 11.
@@ -54,19 +54,14 @@ def cached(
         check_choice("variants", name, known)
     torch.set_num_threads(threads)
     chosen = {name: known[name] for name in variants or known}
-    report = run_cached_bench(load_calls(captured), chosen, repeats=repeats)
-    if output is not None:
-        with staged_output(output) as folder:
-            (folder / "cached.json").write_text(json.dumps(report, indent=2) + "\n")
-    if json_output:
-        print(json.dumps(report))
-    else:
-        _print_table(report, refresh_every)
+    measure = partial(run_cached_bench, load_calls(captured), chosen, repeats=repeats)
+    show = partial(_print_table, refresh_every=refresh_every)
+    publish_report(measure, show, name="cached", output=output, json_output=json_output)
 
 
 def _print_table(report: dict[str, Any], refresh_every: int) -> None:
     console = Console()
-    columns = ("variant", "error reused", "recomputed", "ratio", "selection cost", "density")
+    columns = ("variant", "error reused", "recomputed", "ratio", "selection cost", "of dense", "settling", "density")
     table = Table(*columns, title=f"masks refreshed every {refresh_every} steps, beside every step")
     for name, row in report["summary"].items():
         table.add_row(
@@ -75,9 +70,15 @@ def _print_table(report: dict[str, Any], refresh_every: int) -> None:
             f"{row['fresh_error']:.3f}",
             f"{row['error_ratio']:.3f}",
             f"{row['cost_ratio']:.1%}",
+            f"{row['cost_of_dense']:.1%}",
+            f"{row['settling_in_selections']:.1f}",
             f"{row['density']:.3f}",
         )
     console.print(table)
+    console.print(
+        "Cost: as a share of selecting in every step, and of dense attention. Settling: orders of heads, once"
+    )
+    console.print("in a run with reuse and without, in selections; it is not in the shares.")
     for name, row in report["summary"].items():
         ages = ", ".join(f"{age}: {ratio:.2f}" for age, ratio in row["error_ratio_by_age"].items())
         console.print(f"{name}: error ratio by steps since the masks were built: {ages}")

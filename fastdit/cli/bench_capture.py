@@ -13,11 +13,11 @@ from rich.console import Console
 from fastdit.adapters import find_adapter
 from fastdit.api import find_transformers
 from fastdit.capture import AttentionCapture, CapturedCall, save_calls
-from fastdit.cli.generate import VideoOptions, video_settings
+from fastdit.cli.call_options import DEFAULT_VIDEO, VideoOptions
+from fastdit.cli.generate import video_settings
 from fastdit.errors import ConfigError
 
 PROMPTS = ("a red circle moving left on a dark background", "a green square moving up on a white background")
-DEFAULT_VIDEO = VideoOptions()
 # Two thousand tokens: the smallest size at which fastdit would skip anything.
 TINY_SIZE = "2k"
 
@@ -31,7 +31,7 @@ def capture(
     layers: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     video: VideoOptions = DEFAULT_VIDEO,
 ) -> None:
-    """Run a model densely and keep the queries, keys and values of its self-attention in one file.
+    """Run a model densely and write queries, keys and values of its self-attention to one file.
 
     Args:
         output: File to write, e.g. heads.pt.
@@ -54,8 +54,9 @@ def capture_calls(
     model: str, prompts: Sequence[str], steps: Sequence[int], layers: Sequence[int], video: VideoOptions
 ) -> list[CapturedCall]:
     """The calls that `capture` keeps; arguments are its own."""
+    from fastdit_pipelines.bundled_models import BUNDLED_MODELS
     from fastdit_pipelines.generation import generate, steps_of
-    from fastdit_pipelines.loading import BUNDLED_MODELS, load_pipeline
+    from fastdit_pipelines.loading import load_pipeline
 
     if model in BUNDLED_MODELS:
         size = BUNDLED_MODELS[model].defaults("sizes")[TINY_SIZE]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from fastdit.capture import load_calls
-from fastdit.cli.bench_capture import DEFAULT_VIDEO, PROMPTS, capture_calls
-from fastdit.cli.output_folder import staged_output
+from fastdit.cli.bench_capture import PROMPTS, capture_calls
+from fastdit.cli.bench_report import publish_report, show_progress
+from fastdit.cli.call_options import DEFAULT_VIDEO
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.validation import check_choice, check_count
@@ -51,7 +50,7 @@ def selectors(
     Heads are synthetic with known structure, unless captured ones are asked for.
 
     Args:
-        quick: A small grid, three densities, one head of each family: under a minute on one CPU core.
+        quick: A small grid, three densities, one head of each family.
         check: Use the second set of seeds, on which nothing was developed.
         captured: Use heads from a file of `fastdit bench capture`.
         recapture: Run the model now and use its heads.
@@ -80,28 +79,21 @@ def selectors(
         groups = _captured(captured, model)
     else:
         groups = _synthetic(families, grid or (QUICK_GRID if quick else FULL_GRID), check, 1 if quick else 2)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("selectors", total=None)
 
-        def show(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=name)
+    def measure() -> dict[str, Any]:
+        with show_progress("selectors") as show:
+            return run_selector_bench(
+                groups,
+                densities=QUICK_DENSITIES if quick else DENSITIES,
+                q_tile=q_tile,
+                kv_tile=kv_tile,
+                repeats=repeats,
+                progress=show,
+            )
 
-        report = run_selector_bench(
-            groups,
-            densities=QUICK_DENSITIES if quick else DENSITIES,
-            q_tile=q_tile,
-            kv_tile=kv_tile,
-            repeats=repeats,
-            progress=show,
-        )
-    if output is not None:
-        with staged_output(output) as folder:
-            (folder / "selectors.json").write_text(json.dumps(report, indent=2) + "\n")
-            draw_selector_bench(report, folder / "selectors.png")
-    if json_output:
-        print(json.dumps(report))
-    else:
-        _print_tables(report)
+    publish_report(
+        measure, _print_tables, name="selectors", output=output, json_output=json_output, draw=draw_selector_bench
+    )
 
 
 def _synthetic(
@@ -133,11 +125,14 @@ def _print_tables(report: dict[str, Any]) -> None:
     console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
     console.print("Error: |o - o*| / |o*| against dense attention, mean over rows. -: the density cannot be reached.")
     console.print("select: time of the selection as a share of PyTorch's dense attention, median.")
+    console.print("FLOPs: likewise those of the matrix products alone.")
 
 
 def _mean_table(report: dict[str, Any], asked: list[float]) -> Table:
     """Mean error over all groups at every density, and what the selection costs."""
-    table = Table("selector", *(f"{density:g}" for density in asked), "recall", "select", title="mean relative error")
+    table = Table(
+        "selector", *(f"{density:g}" for density in asked), "recall", "select", "FLOPs", title="mean relative error"
+    )
     middle = asked[len(asked) // 2]
     for selector in report["selectors"]:
         name = selector["name"]
@@ -145,11 +140,12 @@ def _mean_table(report: dict[str, Any], asked: list[float]) -> Table:
         errors = [report["mean_error"][name][str(density)] for density in asked]
         recall = statistics.fmean(case["recall"] for case in cases if case["asked"] == middle)
         share = statistics.median(case["select_share_of_dense"] for case in cases)
+        flops = statistics.median(case["select_flops_share_of_dense"] for case in cases)
         table.add_row(
             name,
             *("-" if error is None else f"{error:.3f}" for error in errors),
             "-" if errors[len(asked) // 2] is None else f"{recall:.2f}",
-            "-" if selector["kind"] == "oracle" else f"{share:.1%}",
+            *("-" if selector["kind"] == "oracle" else f"{cost:.1%}" for cost in (share, flops)),
             style=KIND_STYLE[selector["kind"]],
         )
     return table

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdit.attention_profile import jaccard
-from fastdit.cli.generate import VideoOptions, video_settings
+from fastdit.cli.call_options import DEFAULT_VIDEO, VideoOptions
+from fastdit.cli.generate import video_settings
 from fastdit.cli.output_folder import staged_output
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError
@@ -22,7 +23,6 @@ from fastdit.probe import AttentionProbe, LayerView
 from fastdit.validation import check_count
 
 DEFAULT_PROMPT = "a red circle moving left on a dark background"
-DEFAULT_VIDEO = VideoOptions()
 
 
 def inspect(
@@ -36,9 +36,9 @@ def inspect(
     video: VideoOptions = DEFAULT_VIDEO,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Measure every self-attention head of a dense run on sampled queries.
+    """Show what every self-attention head of a dense run looks at, measured on sampled queries.
 
-    Writes attention.json, blocks.png (all heads) and layer_<i>.png (where the middle token looks). A head is stripe,
+    Writes attention.json, blocks.png (all heads) and layer_N.png (where the middle token looks). A head is stripe,
     local, temporal or global; `fastdit.attention_profile.classify` states the rule.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,36 +15,29 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+import fastdit
+from fastdit.cli.call_options import PipelineOptions
 from fastdit.cli.generate import call_arguments
-from fastdit.cli.sparse_options import SparseOptions
-from fastdit.config import METHODS, AttentionConfig
+from fastdit.cli.process_place import launched_processes, process_place
+from fastdit.cli.sparse_options import DEFAULT_SPARSE, SparseOptions, check_method
+from fastdit.config import AttentionConfig
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError
-from fastdit.validation import check_choice, check_count
+from fastdit.validation import check_count
+from fastdit.whole_files import write_json
 
-DEFAULT_SPARSE = SparseOptions()
 SHOWN_VIDEOS = 12
 
 
 @Parameter(name="*", group="Video")
 @dataclass(frozen=True, kw_only=True)
-class ClipOptions:
-    """Arguments of the pipeline call; unset ones take the model's defaults.
+class ClipOptions(PipelineOptions):
+    """Arguments of the pipeline call, and the frame rate.
 
     Args:
-        height: Pixels.
-        width: Pixels.
-        num_frames: Frames.
-        num_inference_steps: Denoising steps.
-        guidance_scale: Classifier-free guidance.
         fps: Frames per second of the written videos.
     """
 
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
     fps: int | None = None
 
 
@@ -53,7 +47,7 @@ def judge(
     num_prompts: int = 200,
     seed: int = 0,
     two_objects: float = 0.0,
-    method: str = "dense",
+    method: str | None = None,
     output: Path | None = None,
     videos: Path | None = None,
     prompts: Path | None = None,
@@ -61,16 +55,17 @@ def judge(
     sparse: SparseOptions = DEFAULT_SPARSE,
     json_output: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Make videos of held-out prompts and judge them; or judge existing videos with --videos.
+    """Make videos of prompts kept out of the bundled model's training and judge them; or judge existing --videos.
 
-    Prints the share of videos that are right, by dimension; "all" is object, color, shape and direction together.
+    Prints the share of videos that are right, by dimension; "all" is object, color, shape and direction together. Under
+    accelerate launch the processes share the prompts, and the last one to end prints.
 
     Args:
         model: "tiny", a Diffusers folder, or a Hub id.
         num_prompts: Prompts, of combinations kept out of training.
         seed: Seed of the prompts.
         two_objects: Share of prompts with two objects; they get rows of their own.
-        method: "dense", or a sparse method, which is then judged beside dense.
+        method: "dense" (the default), or a sparse method, which is then judged beside dense.
         output: Folder that keeps videos and results; run again with the same folder to go on with a stopped run.
         videos: Judge the .mp4 files of this folder; a file's name is its prompt.
         prompts: JSON file {file name: prompt} for --videos.
@@ -78,25 +73,31 @@ def judge(
         sparse: Settings of the sparse method.
         json_output: Print the shares as JSON on standard output.
     """
-    check_choice("method", method, ("dense", *METHODS))
+    method = sparse.choose_method(method, "dense")
+    check_method(method, sparse, "dense")
     check_count("num_prompts", num_prompts, 1)
+    report: dict[str, Any] | None
     if videos is not None:
         report = _existing(videos, prompts, output)
     elif prompts is not None:
         raise ConfigError("prompts without videos: give --videos too; generated videos take their prompts from --seed")
+    elif output is None and launched_processes() > 1:
+        raise ConfigError("output is missing: processes of accelerate launch share the prompts through a folder")
     elif output is not None:
         report = _generated(model, num_prompts, seed, two_objects, method, output, clip, sparse)
     else:
         with tempfile.TemporaryDirectory(prefix="fastdit-judge-") as folder:
             report = _generated(model, num_prompts, seed, two_objects, method, Path(folder), clip, sparse)
-    if json_output:
+    if report is None:
+        print("the prompts of this process are done; the last process prints the table", file=sys.stderr)
+    elif json_output:
         print(json.dumps(report))
     else:
         _print_table(report, model if videos is None else str(videos))
 
 
 def _existing(videos: Path, prompts: Path | None, output: Path | None) -> dict[str, Any]:
-    from fastdit_pipelines.tiny.judge_run import judge_videos, write_json
+    from fastdit_pipelines.tiny.judge_run import judge_videos
     from fastdit_pipelines.tiny.suite import vbench_results
 
     results = judge_videos(videos, prompts)
@@ -114,9 +115,11 @@ def _generated(
     output: Path,
     clip: ClipOptions,
     sparse: SparseOptions,
-) -> dict[str, Any]:
-    from fastdit_pipelines.loading import load_pipeline, method_defaults
-    from fastdit_pipelines.tiny.judge_run import begin_run, judge_samples, write_suite
+) -> dict[str, Any] | None:
+    from fastdit_pipelines.bundled_models import method_defaults
+    from fastdit_pipelines.loading import load_pipeline
+    from fastdit_pipelines.run_record import begin_run
+    from fastdit_pipelines.tiny.judge_run import collect_results, judge_samples, write_suite
     from fastdit_pipelines.tiny.suite import draw_samples
 
     call, fps = call_arguments(model, dataclasses.asdict(clip))
@@ -127,16 +130,26 @@ def _generated(
     configs: dict[str, AttentionConfig | None] = {"dense": None}
     if method != "dense":
         configs[method] = sparse.build(method, method_defaults(model, method))
-    pipe = load_pipeline(model)
+    rank, num_processes, device = process_place()
+    pipe = load_pipeline(model, device=device)
+    for config in configs.values():
+        if config is not None:
+            # A pipeline that cannot be enabled is refused before the dense videos, not after them.
+            fastdit.enable(pipe, config).close()
     record = {"model": model, "seed": seed, "settings": call}
     begin_run(output, record)
     write_suite(output, samples)
-    report: dict[str, Any] = {}
     for row, config in configs.items():
         if config is not None:
             # A file of its own: the method may be added to a folder that holds dense videos already.
             begin_run(output, {"config": config.to_dict()}, f"run_{row}.json")
-        results = judge_samples(pipe, samples, call, fps, config, output, row)
+        judge_samples(pipe, samples[rank::num_processes], call, fps, config, output, row)
+    report: dict[str, Any] = {}
+    for row in configs:
+        results = collect_results(samples, output, row)
+        # Other processes are still at work; the last one to end prints the table.
+        if results is None:
+            return None
         _draw_first(results, output, row)
         report |= _rows(row, results)
     return {**report, **record, "num_prompts": num_prompts, "environment": describe_environment()}

@@ -18,7 +18,7 @@ def models(*, json_output: Annotated[bool, Parameter(name="--json")] = False) ->
     Args:
         json_output: Print JSON instead of tables.
     """
-    from fastdit_pipelines.loading import BUNDLED_MODELS
+    from fastdit_pipelines.bundled_models import BUNDLED_MODELS
 
     families = {adapter.family: list(adapter.transformer_classes) for adapter in load_adapters()}
     bundled = {model.name: model.description for model in BUNDLED_MODELS.values()}

@@ -6,7 +6,7 @@ from fastdit.config.adaptive import AdaptiveConfig
 from fastdit.config.base import AttentionConfig
 from fastdit.config.cached import CachedConfig
 from fastdit.config.mixed import HeadGroup, MixedConfig
-from fastdit.config.plain import METHODS, config_from_dict
+from fastdit.config.plain import METHODS, config_from_dict, config_from_file
 from fastdit.config.pyramid import PyramidConfig
 from fastdit.config.static import StaticConfig
 
@@ -20,4 +20,5 @@ __all__ = [
     "PyramidConfig",
     "StaticConfig",
     "config_from_dict",
+    "config_from_file",
 ]

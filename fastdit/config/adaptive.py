@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 
-from fastdit.config.base import AttentionConfig
+from fastdit.config.base import HEAD_ORDER_NAMES, AttentionConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
-from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import adaptive
 from fastdit.selectors.sampled_error import sample_exactly
 from fastdit.validation import check_choice, check_count, check_fraction
@@ -45,13 +45,12 @@ class AdaptiveConfig(AttentionConfig):
         rho: Weigh what is kept by its share of the true softmax mass, from the exact log-sum-exp of 4 rows of each
             query tile, and pooled tiles by the rest (Re-ttention's idea, `compensation.corrected_attention`).
         order: `"gilbert"`, `"raster"`, `"space_major"` or `"frame_gilbert"` for queries and keys alike; or keys by
-            `"score"` (attention received, per head) and queries in Gilbert order; or `"auto"`: queries in Gilbert
-            order and keys, per head, in the one of these five that errs least on 32 query rows, settled once per run
-            and layer.
+            `"score"` (attention received, per head) and queries in Gilbert order; or `"auto"`: per head what
+            errs least of these five on 16 query rows, settled once per run and layer, or given by a plan.
     """
 
     method: ClassVar[str] = "adaptive"
-    order_names: ClassVar[tuple[str, ...]] = (*ORDER_NAMES, "score", "auto")
+    order_names: ClassVar[tuple[str, ...]] = HEAD_ORDER_NAMES
 
     top_p: float = 0.9
     min_density: float = 0.05
@@ -93,18 +92,6 @@ class AdaptiveConfig(AttentionConfig):
             )
 
     @property
-    def query_order(self) -> str:
-        """Gilbert order where keys have an order of their own; else that of the keys."""
-        return "gilbert" if self.key_orders else self.order
-
-    @property
-    def key_orders(self) -> tuple[str, ...]:
-        """The candidates of each head; none where keys share the order of the queries."""
-        if self.order == "auto":
-            return (*ORDER_NAMES, "score")
-        return ("score",) if self.order == "score" else ()
-
-    @property
     def corrects_mass(self) -> bool:
         """As `rho` says."""
         return self.rho
@@ -112,7 +99,20 @@ class AdaptiveConfig(AttentionConfig):
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Choose tiles for keys in the order of the queries; see `selectors.adaptive.select`."""
         shares_order = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
-        return self.select_reordered(query, key, value, grid, shares_order, measure=False)[0]
+        return self.select_reordered(query, key, value, grid, shares_order)
+
+    def candidates(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        runs: torch.Tensor | None = None,
+    ) -> list[BlockMask]:
+        """One mask, or with `complement="auto"` that without and that with pooled tiles."""
+        levels = {"none": (None,), "all": (self.pooled_level,), "auto": (None, self.pooled_level)}[self.complement]
+        return [self._mask(query, key, grid, shares_order, level, runs) for level in levels]
 
     def select_reordered(
         self,
@@ -121,38 +121,39 @@ class AdaptiveConfig(AttentionConfig):
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        *,
-        measure: bool,
-    ) -> tuple[BlockMask, torch.Tensor | None]:
-        """Choose tiles for keys in any order; the error is measured exactly, on 32 query rows."""
-        levels = {"none": (None,), "all": (self.pooled_level,), "auto": (None, self.pooled_level)}[self.complement]
-        masks = [self._mask(query, key, grid, shares_order, level) for level in levels]
-        if len(masks) == 1 and not measure:
-            return masks[0], None
-        rows = sample_exactly(query, key, value, masks[0].q_layout)
-        errors = [rows.error(key, value, mask) for mask in masks]
+    ) -> BlockMask:
+        """Choose tiles for queries and keys in any order; between two candidates by 32 query rows."""
+        masks = self.candidates(query, key, value, grid, shares_order)
         if len(masks) == 1:
-            return masks[0], errors[0]
+            return masks[0]
+        rows = sample_exactly(query, key, value, masks[0].q_layout)
         dropping, pooling = masks
-        pools = errors[1] < errors[0]
+        pools = rows.error(key, value, pooling) < rows.error(key, value, dropping)
         # The numbers of level-0 tiles are the same in both layouts.
-        mask = BlockMask(
-            torch.where(pools[..., None, None], pooling.indices, dropping.indices),
+        slots = max(pooling.indices.shape[3], dropping.indices.shape[3])
+        pooled, fine = (F.pad(mask.indices, (0, slots - mask.indices.shape[3])) for mask in (pooling, dropping))
+        return BlockMask(
+            torch.where(pools[..., None, None], pooled, fine),
             torch.where(pools[..., None], pooling.counts, dropping.counts),
             pooling.q_layout,
             pooling.kv_layout,
         )
-        return mask, torch.minimum(*errors)
 
     def _mask(
-        self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, shares_order: torch.Tensor, level: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        level: int | None,
+        runs: torch.Tensor | None,
     ) -> BlockMask:
-        q_layout, kv_layout = TileLayout(grid.segments, self.q_tile), TileLayout(grid.segments, self.kv_tile)
+        kv_layout = TileLayout(grid.key_segments, self.kv_tile)
         low, high = (self.min_density, self.max_density) if self.density is None else (self.density, self.density)
         return adaptive.select(
             query,
             key,
-            q_layout,
+            self.query_layout(query, grid, runs),
             kv_layout,
             top_p=self.top_p if self.density is None else None,
             min_tiles=max(1, round(low * kv_layout.num_tiles)),
@@ -163,4 +164,5 @@ class AdaptiveConfig(AttentionConfig):
             min_similarity=self.min_similarity,
             pooled_level=level,
             shares_order=shares_order,
+            runs=runs,
         )

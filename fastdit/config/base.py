@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,12 @@ from fastdit.grid import VideoGrid
 from fastdit.orders import ORDER_NAMES
 from fastdit.schedule import Schedule
 from fastdit.validation import check_choice, check_count
-from fastdit_kernels import BlockMask
+from fastdit_kernels import BlockMask, TileLayout
 
+# For methods that have `candidates`: those of geometry, keys alone by their score, or one of these per head.
+HEAD_ORDER_NAMES = (*ORDER_NAMES, "score", "auto")
+# Orders of queries and keys that order="auto" tries: heads that look along frames or time want queries so ordered too.
+AUTO_PAIRS = (*((name, name) for name in ORDER_NAMES), ("gilbert", "score"))
 IMPLEMENTATION_NAMES = ("auto", "triton", "flex", "torch", "reference")
 
 
@@ -75,23 +80,90 @@ class AttentionConfig:
         """
         return self
 
-    @property
-    def query_order(self) -> str:
-        """Token order of the queries, a name that `orders.token_order` knows."""
-        return self.order
+    def phase_configs(self, transformer: int, layer: int, num_layers: int) -> tuple[AttentionConfig, ...]:
+        """The settings of one layer in each phase of a run; one phase for all methods but a plan.
 
-    @property
-    def key_orders(self) -> tuple[str, ...]:
-        """Orders that keys and values may take, one chosen per head; empty if they share that of the queries.
-
-        Names that `orders.token_order` knows, and `"score"`. A method with any has `select_reordered`.
+        Args:
+            transformer: Number of the transformer in the pipeline.
+            layer: Number of the layer in its transformer.
+            num_layers: Layers of the transformer.
         """
-        return ()
+        return (self.at_layer(layer, num_layers),)
+
+    def phase_at(self, step: int, num_inference_steps: int | None) -> int:
+        """Number of the phase that a step belongs to.
+
+        Args:
+            step: From 0.
+            num_inference_steps: Steps of the run, `None` if nobody has said.
+        """
+        return 0
+
+    def promised_recall(self, transformer: int, layer: int, phase: int) -> tuple[float, ...] | None:
+        """The recall that each head of a layer had when it was measured; `None` for all methods but plans.
+
+        Args:
+            transformer: Number of the transformer in the pipeline.
+            layer: Number of the layer in its transformer.
+            phase: Number of the phase of the run.
+        """
+        return None
+
+    def given_orders(self, transformer: int, layer: int, phase: int) -> tuple[tuple[str, str] | None, ...] | None:
+        """Of each head of a layer the one of `order_pairs` that it is to take; `None` settles all in the run.
+
+        Args:
+            transformer: Number of the transformer in the pipeline.
+            layer: Number of the layer in its transformer.
+            phase: Number of the phase of the run.
+        """
+        return None
+
+    def check_grid(self, grid: VideoGrid) -> None:
+        """Refuse a geometry that the settings cannot be used at; all can be, but for plans."""
+
+    @property
+    def order_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Orders of queries and of keys that heads may take, one pair chosen per head.
+
+        Names that `orders.token_order` knows, and for keys also `"score"`. A method with another pair than `order` for
+        both has `candidates`.
+        """
+        if self.order == "auto":
+            return AUTO_PAIRS
+        return (("gilbert" if self.order == "score" else self.order, self.order),)
+
+    @property
+    def orders_heads(self) -> bool:
+        """Whether heads have orders of their own, or keys another one than queries."""
+        return self.order_pairs != ((self.order, self.order),)
 
     @property
     def corrects_mass(self) -> bool:
         """Whether the output is corrected for the mass that masks miss, see `compensation.corrected_attention`."""
         return False
+
+    def candidates(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        runs: torch.Tensor | None = None,
+    ) -> list[BlockMask]:
+        """Masks of which each head takes the one that errs least, for queries and keys that may differ in order.
+
+        Args:
+            query: `[B, H, S, D]` in the first order of one of `order_pairs`, which may differ between heads.
+            key: `[B, H, S, D]` in the second order of the pair.
+            value: In the order of `key`.
+            grid: Geometry.
+            shares_order: bool `[H]`: heads whose keys are in the order of the queries.
+            runs: Instead of all query tiles, some runs of video queries, all of the same length: the place of the first
+                query of each, int64 `[N]`. `query` and the masks have these runs alone, a tile for each.
+        """
+        raise ConfigError(f"{type(self).__name__} keeps keys in the order of the queries")
 
     def select_reordered(
         self,
@@ -100,23 +172,43 @@ class AttentionConfig:
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        *,
-        measure: bool,
-    ) -> tuple[BlockMask, torch.Tensor | None]:
-        """Choose key tiles where keys and values may be in another order than the queries.
+    ) -> BlockMask:
+        """Choose key tiles where queries and keys may differ in order; the only one of `candidates`."""
+        masks = self.candidates(query, key, value, grid, shares_order)
+        assert len(masks) == 1, "a method with several candidates chooses among them"
+        return masks[0]
+
+    @property
+    def selects_with(self) -> Hashable | None:
+        """What methods must agree on to choose tiles in one call of `select_heads`; `None` where each does alone."""
+        return None
+
+    def select_heads(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        configs: Sequence[AttentionConfig],
+    ) -> BlockMask:
+        """`select_reordered` in one call for heads of several methods, each as its own method would.
 
         Args:
-            query: `[B, H, S, D]` in `query_order`.
-            key: `[B, H, S, D]` in one of `key_orders`, which may differ between heads.
-            value: In the order of `key`.
+            query: `[B, H, S, D]`, like all tensors as in `candidates`.
+            key: `[B, H, S, D]`.
+            value: `[B, H, S, D]`.
             grid: Geometry.
-            shares_order: bool `[H]`: heads whose keys are in `query_order`.
-            measure: Also estimate the error.
-
-        Returns:
-            The mask, and with `measure` the relative output error estimated for it, `[B, H]`.
+            shares_order: bool `[H]`.
+            configs: The method of each head; all agree with this one in `selects_with`, which is not `None`.
         """
-        raise ConfigError(f"{type(self).__name__} keeps keys in the order of the queries")
+        raise ConfigError(f"{type(self).__name__} selects for the heads of one config at a time")
+
+    def query_layout(self, query: torch.Tensor, grid: VideoGrid, runs: torch.Tensor | None) -> TileLayout:
+        """Query tiles: of the whole sequence, or a tile for each run."""
+        if runs is None:
+            return TileLayout(grid.query_segments, self.q_tile)
+        return TileLayout((query.shape[2],), query.shape[2] // len(runs))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data, with the method's name."""

@@ -39,10 +39,11 @@ class CachedConfig(AttentionConfig):
     Args:
         source: The method that builds the masks.
         refresh_every: Steps after which all heads are built anew; 1 is `source` itself.
-        check_every: Steps from one measurement of the recall to the next, counted from when the mask was built.
+        check_every: Steps from one measurement of the recall to the next, counted from when the mask was built; the
+            steps between are free of it.
         min_recall: Share of its first recall that a head's mask must keep; `None` measures nothing.
         sample_tiles: Query tiles, evenly spread over the video, that the recall is measured on.
-        sample_rows: Query rows of each of them.
+        sample_rows: Query rows of each of them. Every measurement takes the same places, so that few rows tell a fall.
         mass: What masks are built from: `"source"` as it estimates, or `"exact"`, the true softmax mass of every tile
             pair (`selectors.exact_mass`). That takes a dense pass at every refresh step, whose output is the output of
             the step, and one more pass over the scores. Of an `AdaptiveConfig` as source it takes `density`, or
@@ -59,7 +60,7 @@ class CachedConfig(AttentionConfig):
     check_every: int = 5
     min_recall: float | None = 0.9
     sample_tiles: int = 8
-    sample_rows: int = 2
+    sample_rows: int = 1
     mass: MassName = "source"
     text_density: float = 1.0
 
@@ -82,11 +83,16 @@ class CachedConfig(AttentionConfig):
         check_fraction("text_density", self.text_density)
         self._check_mass()
         self._share_settings()
-        if self.mass == "exact" and self.source.key_orders:
+        if self.mass == "exact" and self.source.orders_heads:
             raise ConfigError(
                 f"order={self.order!r} with mass='exact': accepted are {', '.join(map(repr, ORDER_NAMES))}, in which "
                 "keys share the order of the queries"
             )
+
+    @property
+    def reuse_rule(self) -> tuple[Any, ...]:
+        """What heads must agree on to share a launch: how long masks last, and how they are tested."""
+        return self.refresh_every, self.check_every, self.min_recall, self.sample_tiles, self.sample_rows
 
     def _check_mass(self) -> None:
         """Refuse what the exact mass leaves without effect."""
@@ -130,7 +136,7 @@ class CachedConfig(AttentionConfig):
         """
         source = self.source
         assert isinstance(source, AdaptiveConfig), "checked at construction"
-        q_layout, kv_layout = TileLayout(grid.segments, self.q_tile), TileLayout(grid.segments, self.kv_tile)
+        q_layout, kv_layout = TileLayout(grid.query_segments, self.q_tile), TileLayout(grid.key_segments, self.kv_tile)
         out, mass = exact_mass.dense_pass(query, key, value, q_layout, kv_layout, self.implementation)
         fixed = source.density
         mask = exact_mass.select(
@@ -141,13 +147,9 @@ class CachedConfig(AttentionConfig):
             min_density=source.min_density if fixed is None else fixed,
             max_density=source.max_density if fixed is None else fixed,
             text_density=self.text_density,
+            kept_length=grid.kept_length,
         )
         return mask, out
-
-    @property
-    def query_order(self) -> str:
-        """That of `source`."""
-        return self.source.query_order
 
     def at_layer(self, layer: int, num_layers: int) -> CachedConfig:
         """With `source` as it is in the layer."""

@@ -44,7 +44,9 @@ class MixedConfig(AttentionConfig):
     """Let every head of every layer follow a method of its own, by a table.
 
     Heads that are `"dense"` go to the dense backend of the pipeline; all others of a layer share one kernel launch, or
-    one for each combination of tile sizes. Each method sees the tensors of its own heads alone.
+    one for each combination of tile sizes and, for heads that reuse masks (`CachedConfig` entries), of the rule for
+    that. Each method sees the tensors of its own heads alone. `CachedConfig(source=MixedConfig(...))` reuses the masks
+    of all heads, by its own rule.
 
     Schedule, `min_tokens` and `implementation` may be given here or in entries, and hold for all. Tile sizes and order
     given here hold for entries that leave them at their defaults.
@@ -185,11 +187,10 @@ def _rows(heads: Any) -> list[Row]:
 
 
 def _check_entry(name: str, entry: Any) -> None:
-    if isinstance(entry, (CachedConfig, MixedConfig)):
-        raise ConfigError(
-            f"{name} is {entry.method!r}: accepted is a method that selects by itself; to reuse masks, wrap the whole "
-            "table, CachedConfig(source=MixedConfig(...))"
-        )
+    if isinstance(entry, MixedConfig) or (isinstance(entry, CachedConfig) and isinstance(entry.source, MixedConfig)):
+        raise ConfigError(f"{name} is a table of heads: accepted is a method that selects by itself, or 'dense'")
+    if isinstance(entry, CachedConfig) and entry.mass != "source":
+        raise ConfigError(f"{name} has mass={entry.mass!r}, which serves all heads at once: accepted is mass='source'")
     if entry != "dense" and (not isinstance(entry, AttentionConfig) or not entry.method):
         raise ConfigError(f"{name}={entry!r}: accepted are 'dense' and the config of a method")
 

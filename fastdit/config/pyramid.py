@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from fastdit.config.base import AttentionConfig
+from fastdit.config.base import HEAD_ORDER_NAMES, AttentionConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
-from fastdit.orders import ORDER_NAMES
 from fastdit.selectors import pyramid
-from fastdit.selectors.own_tiles import own_tiles
+from fastdit.selectors.own_tiles import OwnTiles
 from fastdit.selectors.pyramid_levels import LevelRule, LevelTable
 from fastdit.selectors.pyramid_top_down import select_top_down
 from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
 
-AUTO_ORDERS = ("gilbert", "raster", "space_major", "score")
 SEARCHES = ("all", "top_down")
 
 
@@ -29,7 +28,7 @@ class PyramidConfig(AttentionConfig):
     """Cover the keys with tiles of several pooling levels: important places fine, the rest coarse or not at all.
 
     Each query tile gets the combination of tiles that is estimated to err least (`selectors.pyramid`). Text tiles stay
-    at level 0 and count towards `density`. Queries are in Gilbert order; `order` is that of keys and values.
+    at level 0 and count towards `density`.
 
     Args:
         density: Share of key tiles per query tile; a tile of any level costs the same.
@@ -38,9 +37,9 @@ class PyramidConfig(AttentionConfig):
         kv_samples: Tokens seen of each key tile by the estimates; `None` for all. Fewer are cheaper, but miss peaks.
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
-        order: A name that `orders.video_order` knows, `"score"` (by attention received, per head), or `"auto"`: per
-            head the one of `AUTO_ORDERS` that errs least on sampled rows it was not fitted to, settled once per run
-            and layer.
+        order: A name that `orders.video_order` knows, for queries and keys alike; `"score"`: keys by attention got,
+            per head, and queries in Gilbert order; or `"auto"`: per head what errs least of these five on 16 query
+            rows, settled once per run and layer, or given by a plan.
         level_shares: Instead of the least estimated error, levels by rank as in PSA (arXiv 2512.04025): which share of
             the key blocks each level takes, e.g. `{0: 0.1, 1: 0.05, 3: 0.2}`, the finest level the blocks of the
             largest attention mass; the rest is dropped. A block is `kv_tile * 2**l` tokens, `l` the coarsest level
@@ -59,7 +58,7 @@ class PyramidConfig(AttentionConfig):
     """
 
     method: ClassVar[str] = "pyramid"
-    order_names: ClassVar[tuple[str, ...]] = (*ORDER_NAMES, "score", "auto")
+    order_names: ClassVar[tuple[str, ...]] = HEAD_ORDER_NAMES
 
     order: str = "auto"
     density: float = 0.2
@@ -122,79 +121,87 @@ class PyramidConfig(AttentionConfig):
     @property
     def _rule(self) -> LevelRule | None:
         """Levels by rank, if asked for."""
-        shares, mass, similarity = (
-            _level_table(name, getattr(self, name), self.num_levels)
-            for name in ("level_shares", "level_mass", "min_similarity")
-        )
+        shares, mass, similarity = self.level_shares, self.level_mass, self.min_similarity
+        assert isinstance(shares, tuple), "settled at construction"
+        assert isinstance(mass, tuple), "settled at construction"
+        assert isinstance(similarity, tuple), "settled at construction"
         if not shares and not mass:
             return None
         return LevelRule(shares, mass, self.min_fine if mass else 0.0, similarity)
 
-    @property
-    def query_order(self) -> str:
-        """Gilbert order: query tiles stay compact whatever order the keys take."""
-        return "gilbert"
-
-    @property
-    def key_orders(self) -> tuple[str, ...]:
-        """The candidates of each head."""
-        return AUTO_ORDERS if self.order == "auto" else (self.order,)
-
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Choose tiles for keys in the order of the queries; see `selectors.pyramid.select`."""
         shares_order = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
-        return self.select_reordered(query, key, value, grid, shares_order, measure=False)[0]
+        return self.select_reordered(query, key, value, grid, shares_order)
 
-    def select_reordered(
+    def candidates(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        *,
-        measure: bool,
-    ) -> tuple[BlockMask, torch.Tensor | None]:
-        """Choose tiles for keys in any order."""
-        q_layout = TileLayout(grid.segments, self.q_tile)
-        rule = self._rule
-        kv_layout = TileLayout(grid.segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
+        runs: torch.Tensor | None = None,
+    ) -> list[BlockMask]:
+        """One mask, for queries and keys in any order."""
+        return [self._mask(query, key, value, grid, shares_order, [self.density] * query.shape[1], runs)]
+
+    @property
+    def selects_with(self) -> Hashable | None:
+        """All settings but the density and the order; the search from the top goes head by head anyway."""
+        if self.search == "top_down":
+            return None
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("density", "order")]
+        return type(self), *(getattr(self, name) for name in names)
+
+    def select_heads(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        configs: Sequence[AttentionConfig],
+    ) -> BlockMask:
+        """Choose tiles for heads of several densities."""
+        densities = [config.density for config in configs if isinstance(config, PyramidConfig)]
+        assert len(densities) == query.shape[1], "only methods that agree in all but the density select together"
+        return self._mask(query, key, value, grid, shares_order, densities, None)
+
+    def _mask(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        densities: Sequence[float],
+        runs: torch.Tensor | None,
+    ) -> BlockMask:
+        """The mask for a density of each head."""
+        q_layout, rule = self.query_layout(query, grid, runs), self._rule
+        kv_layout = TileLayout(grid.key_segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
         misses_peaks = self.kv_samples is not None or self.search == "top_down"
         keep_own = misses_peaks if self.keep_own_tile is None else self.keep_own_tile
-        budget = max(1, round(self.density * kv_layout.num_tiles))
+        budgets = [max(1, round(density * kv_layout.num_tiles)) for density in densities]
+        own = OwnTiles.of(q_layout, kv_layout, shares_order, runs) if keep_own else None
         if self.search == "top_down":
+            (budget,) = set(budgets)
+            beam = budget if self.beam is None else self.beam
             return select_top_down(
-                query,
-                key,
-                value,
-                q_layout,
-                kv_layout,
-                budget=budget,
-                beam=budget if self.beam is None else self.beam,
-                q_samples=self.q_samples,
-                own_heads=shares_order if keep_own else None,
-                measure=measure,
+                query, key, value, q_layout, kv_layout, budget=budget, beam=beam, q_samples=self.q_samples, own=own
             )
-        forced, max_forced = None, 0
-        if keep_own:
-            video_q, video_kv = q_layout.segment_tiles(0)[0], kv_layout.segment_tiles(0)[0]
-            own = own_tiles(q_layout, TileLayout(grid.segments, self.kv_tile), query.device)
-            forced = own[:video_q, :video_kv] & shares_order.view(-1, 1, 1)
-            # A run of q_tile tokens touches at most this many key tiles.
-            max_forced = min(video_kv, (self.q_tile - 2) // self.kv_tile + 2)
         return pyramid.select(
             query,
             key,
             value,
             q_layout,
             kv_layout,
-            budget=budget,
+            budget=budgets,
             q_samples=self.q_samples,
             kv_samples=self.kv_samples,
-            forced=forced,
-            max_forced=max_forced,
+            own=own,
             rule=rule,
-            measure=measure,
         )
 
 

@@ -43,7 +43,7 @@ class StaticConfig(AttentionConfig):
 
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Round the pattern to tiles; see `selectors.static.select`. Of `query` only the device counts."""
-        q_layout, kv_layout = TileLayout(grid.segments, self.q_tile), TileLayout(grid.segments, self.kv_tile)
+        q_layout, kv_layout = TileLayout(grid.query_segments, self.q_tile), TileLayout(grid.key_segments, self.kv_tile)
         return static.select(parse_pattern(self.pattern), grid, self.order, q_layout, kv_layout, query.device)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from fastdit.selectors.own_tiles import own_tiles
+from fastdit.selectors.own_tiles import most_own_tiles, own_tiles
 from fastdit.selectors.pooled_cover import cover_mask, refine_cover
 from fastdit_kernels import (
     BlockMask,
@@ -58,8 +58,9 @@ def select(
     min_similarity: float | None = None,
     pooled_level: int | None = None,
     shares_order: torch.Tensor | None = None,
+    runs: torch.Tensor | None = None,
 ) -> BlockMask:
-    """Build the mask of one layer.
+    """Build the mask of one layer, or of some of its query tiles.
 
     Args:
         query: `[B, H, S, D]` in tile order, after norms and RoPE.
@@ -78,6 +79,7 @@ def select(
             as one. The own tile is then kept only by its mass: it cannot be lost.
         shares_order: bool `[H]`: heads whose keys are in the order of the queries; of others the own tile is not
             forced. `None` if all are.
+        runs: Places of the first query of each tile of `q_layout`, where these are not all tiles; see `own_tiles`.
 
     Returns:
         A mask whose rows list tiles in ascending order.
@@ -89,8 +91,11 @@ def select(
         scores = tile_scores(
             query, key, q_layout, kv_layout, estimator=estimator, q_samples=samples, kv_samples=samples, stride=stride
         )
-    forced = None if pooled_level is not None else _own_tiles(q_layout, kv_layout, shares_order, query.device)
+    forced = None if pooled_level is not None else _own_tiles(q_layout, kv_layout, shares_order, runs, query.device)
+    most = most_own_tiles(q_layout, kv_layout)
     if min_similarity is not None:
+        # How many tiles the gate keeps is known on the device only.
+        most = kv_layout.num_tiles
         mixed_q = self_similarity(query, q_layout) < min_similarity
         # Softmax does not see what all keys have in common, so the cosine must not either.
         mixed_k = self_similarity(key - key.mean(2, keepdim=True), kv_layout) < min_similarity
@@ -101,15 +106,26 @@ def select(
     if pooled_level is not None:
         return _cover(scores, q_layout, kv_layout, pooled_level, top_p, min_tiles, max_tiles, forced)
     return select_tiles(
-        scores, q_layout, kv_layout, top_p=top_p, min_tiles=min_tiles, max_tiles=max_tiles, forced=forced
+        scores,
+        q_layout,
+        kv_layout,
+        top_p=top_p,
+        min_tiles=min_tiles,
+        max_tiles=max_tiles,
+        forced=forced,
+        max_forced=most,
     )
 
 
 def _own_tiles(
-    q_layout: TileLayout, kv_layout: TileLayout, shares_order: torch.Tensor | None, device: torch.device
+    q_layout: TileLayout,
+    kv_layout: TileLayout,
+    shares_order: torch.Tensor | None,
+    runs: torch.Tensor | None,
+    device: torch.device,
 ) -> torch.Tensor:
     """Tiles kept in any case, bool `[NQ, NK]` or `[H, NQ, NK]`; the own tile only where keys have the same order."""
-    own = own_tiles(q_layout, kv_layout, device)
+    own = own_tiles(q_layout, kv_layout, device, runs)
     if shares_order is None:
         return own
     text = own.clone()
@@ -140,4 +156,7 @@ def _cover(
         wanted=None if top_p is None else top_p - text.sum(-1, keepdim=True),
         forced=whole.expand(mass.shape) if forced is not None or video_rows < q_layout.num_tiles else None,
     )
-    return cover_mask(cover, q_layout, TileLayout(kv_layout.segments, kv_layout.tile, level + 1))
+    # Forced tiles may take a slot each; otherwise there are no more than the budget, or the roots alone.
+    known = forced is None and video_rows == q_layout.num_tiles
+    most = max(max_tiles, cover[-1].shape[-1] + text.shape[-1]) if known else kv_layout.num_tiles
+    return cover_mask(cover, q_layout, TileLayout(kv_layout.segments, kv_layout.tile, level + 1), most)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fastdit.selectors.own_tiles import own_tiles
+from fastdit.selectors.own_tiles import most_own_tiles, own_tiles
 from fastdit_kernels import BlockMask, TileLayout, block_mass, block_sparse_attention, select_tiles
 
 
@@ -47,42 +47,59 @@ def select(
     min_density: float,
     max_density: float,
     text_density: float = 1.0,
+    kept_length: int = 0,
 ) -> BlockMask:
     """Keep the heaviest key tiles of each row, with a budget for video keys and another one for text keys.
 
-    Own tiles are always kept; text queries keep everything.
+    Own tiles are always kept; queries of the second segment (text, and dense frames) keep everything.
 
     Args:
         mass: `[B, H, NQ, NK]`, as `dense_pass` gives it.
-        q_layout: Query tiles: video, then text if any.
-        kv_layout: Key tiles over the same segments, one level.
+        q_layout: Query tiles over `grid.query_segments`.
+        kv_layout: Key tiles over `grid.key_segments`, one level.
         top_p: Share of the mass on video keys to keep per row; `None` keeps `max_density` of them.
         min_density: Least share of video tiles per row.
         max_density: Largest share of video tiles per row.
         text_density: Share of text tiles per row; at least one is kept.
+        kept_length: Tokens of kept frames at the start of the second key segment; their tiles are always kept.
 
     Returns:
         A mask whose rows list tiles in ascending order.
     """
     video_q, video = q_layout.segment_tiles(0)[0], kv_layout.segment_tiles(0)[0]
-    own = own_tiles(q_layout, kv_layout, mass.device)
+    budget = max(1, round(max_density * video))
+    # Text queries keep everything in the end, and need no room before.
+    own = own_tiles(q_layout, kv_layout, mass.device)[:, :video]
+    own[video_q:] = False
+    queries, keys = (TileLayout(layout.segments[:1], layout.tile) for layout in (q_layout, kv_layout))
     part = mass[..., :video]
     kept = select_tiles(
         part / part.sum(-1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny),
         q_layout,
-        TileLayout(kv_layout.segments[:1], kv_layout.tile),
+        keys,
         top_p=top_p,
         min_tiles=max(1, round(min_density * video)),
-        max_tiles=max(1, round(max_density * video)),
-        forced=own[:, :video],
+        max_tiles=budget,
+        forced=own,
+        max_forced=most_own_tiles(queries, keys),
     )
-    columns = [kept.to_dense()]
+    columns, slots = [kept.to_dense()], kept.indices.shape[3]
     if kv_layout.num_tiles > video:
         text = TileLayout(kv_layout.segments[1:], kv_layout.tile)
-        number = max(1, round(text_density * text.num_tiles))
-        columns.append(select_tiles(mass[..., video:].contiguous(), q_layout, text, max_tiles=number).to_dense())
+        kept_tiles = -(-kept_length // text.tile)
+        number = min(text.num_tiles, kept_tiles + max(1, round(text_density * (text.num_tiles - kept_tiles))))
+        kept_first = torch.arange(text.num_tiles, device=mass.device) < kept_tiles
+        scores = mass[..., video:].contiguous()
+        chosen = select_tiles(scores, q_layout, text, max_tiles=number, forced=kept_first, max_forced=kept_tiles)
+        columns.append(chosen.to_dense())
+        slots += number
     keep = torch.cat(columns, -1)
     keep[:, :, video_q:] = True
     return BlockMask.from_dense(
-        keep, q_len=q_layout.segments, kv_len=kv_layout.segments, q_tile=q_layout.tile, kv_tile=kv_layout.tile
+        keep,
+        q_len=q_layout.segments,
+        kv_len=kv_layout.segments,
+        q_tile=q_layout.tile,
+        kv_tile=kv_layout.tile,
+        max_tiles=slots if video_q == q_layout.num_tiles else None,
     )

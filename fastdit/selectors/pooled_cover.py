@@ -65,13 +65,16 @@ def refine_cover(
     return cover[::-1]
 
 
-def cover_mask(cover: list[torch.Tensor], q_layout: TileLayout, kv_layout: TileLayout) -> BlockMask:
+def cover_mask(
+    cover: list[torch.Tensor], q_layout: TileLayout, kv_layout: TileLayout, max_tiles: int | None = None
+) -> BlockMask:
     """The mask of a cover of the first segment (the video); of the others (text) all level-0 tiles are kept.
 
     Args:
         cover: See `refine_cover`, `[B, H, NQ, n_l]` for each level.
         q_layout: Query tiles.
         kv_layout: Key tiles with the levels of the cover.
+        max_tiles: No row has more tiles, text included; `None` if that is not known.
     """
     device = cover[0].device
     tiles = torch.arange(kv_layout.total_tiles, device=device)
@@ -81,7 +84,7 @@ def cover_mask(cover: list[torch.Tensor], q_layout: TileLayout, kv_layout: TileL
     text = packed[cover[0].shape[-1] : kv_layout.num_tiles]
     keep = torch.cat([*cover, cover[0].new_ones((*cover[0].shape[:-1], len(text)))], -1)
     # No cover has more tiles than level 0. What is not kept goes to one extra slot, which is cut off.
-    width = kv_layout.num_tiles
+    width = kv_layout.num_tiles if max_tiles is None else min(max_tiles, kv_layout.num_tiles)
     slots = torch.where(keep, keep.cumsum(-1) - 1, width)
     indices = torch.zeros((*keep.shape[:-1], width + 1), dtype=torch.int32, device=device)
     indices.scatter_(-1, slots, torch.cat([*entries, text]).expand_as(slots))

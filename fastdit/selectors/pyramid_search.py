@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdit.selectors.pyramid_keys import PyramidKeys, pair_means
+from fastdit.selectors.own_tiles import OwnTiles
+from fastdit_kernels.node_keys import PyramidKeys, pair_means
+from fastdit_kernels.workspace import workspace_bytes
 
 INF = float("inf")
 BISECTIONS = 24
-# Bytes of gathered keys worked on at once.
+# Bytes of gathered keys worked on at once on a CPU.
 CPU_WORKSPACE_BYTES = 4 << 20
-WORKSPACE_BYTES = 256 << 20
 # A level, the tiles of it that were looked at `[G, t, M]`, and whether each is used, bool `[G, t, M]`.
 Found = tuple[int, torch.Tensor, torch.Tensor]
 
@@ -48,26 +49,6 @@ class Candidates:
     opened: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class OwnTiles:
-    """Level-0 tiles that are kept in any case: those that share a token with the query tile.
-
-    Args:
-        first: `[t]`.
-        last: `[t]`.
-        heads: bool `[G]`: heads whose keys share the order of the queries.
-    """
-
-    first: torch.Tensor
-    last: torch.Tensor
-    heads: torch.Tensor
-
-    def hold(self, tile: torch.Tensor, level: int) -> torch.Tensor:
-        """Which tiles `[G, t, M]` of a level hold one of them."""
-        first, last = (self.first >> level).unsqueeze(1), (self.last >> level).unsqueeze(1)
-        return (tile >= first) & (tile <= last) & self.heads.view(-1, 1, 1)
-
-
 def search_cut(
     rows: torch.Tensor, keys: PyramidKeys, scale: float, budget: int, beam: int, own: OwnTiles | None
 ) -> Iterator[tuple[slice, list[Found]]]:
@@ -88,15 +69,16 @@ def search_cut(
     levels = [keys.fine_key]
     for level in range(keys.layout.num_levels - 1):
         levels.append(pair_means(levels[-1], keys.layout, level))
-    values = [keys.fine_value, *keys.pooled_value]
+    counts = [keys.layout.level_tiles(level) for level in range(1, keys.layout.num_levels)]
+    values = [keys.fine_value, *(keys.pooled_value.split(counts, 1) if counts else ())]
     tiled = [(key.unflatten(1, value.shape[1:3]), value) for key, value in zip(levels, values, strict=True)]
     groups, tiles, _, dim = rows.shape
     widest = max(2 * beam, keys.layout.level_tiles(keys.layout.num_levels - 1))
-    room = CPU_WORKSPACE_BYTES if rows.device.type == "cpu" else WORKSPACE_BYTES
+    room = workspace_bytes(rows.device, CPU_WORKSPACE_BYTES)
     step = max(1, room // (groups * widest * keys.layout.tile * dim * 8))
     for first in range(0, tiles, step):
         some = slice(first, min(first + step, tiles))
-        mine = None if own is None else OwnTiles(own.first[some], own.last[some], own.heads)
+        mine = None if own is None else own.some(some)
         chunk = rows[:, some].to(keys.fine_key.dtype) * scale
         tree, total, peak = _grow(chunk, keys, tiled, beam, mine)
         yield some, _choose(tree, _errors(tree, total, peak), budget, mine)

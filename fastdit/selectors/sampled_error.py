@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.recall import mask_of_tiles, spread_rows
-from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention
+from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, pad_to_tiles, pool_key_value
+from fastdit_kernels.workspace import GPU_WORKSPACE_BYTES
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,22 @@ class SampledRows:
             value: Likewise.
             mask: Over all query tiles.
         """
-        part = mask_of_tiles(mask, self.tiles, self.rows)
-        # Tiles of so few rows suit no compiled kernel.
-        out = block_sparse_attention(self.query, key, value, part, scale=self.scale, implementation="torch").float()
+        out = self.outputs(key, value, mask).float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
         return mean
+
+    def outputs(self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+        """What the sampled rows get under a mask, `[B, H, N * rows, D]`; arguments as for `error`."""
+        part = mask_of_tiles(mask, self.tiles, self.rows)
+        # Tiles of so few rows suit no compiled kernel, and gathering by lists asks a GPU for their lengths.
+        if self.query.device.type != "cpu":
+            return masked_attention(self.query, key, value, part, self.scale)
+        out: torch.Tensor = block_sparse_attention(
+            self.query, key, value, part, scale=self.scale, implementation="torch"
+        )
+        return out
 
 
 def sample_exactly(
@@ -71,3 +81,45 @@ def sample_exactly(
     sampled = query.index_select(2, picked)
     exact = F.scaled_dot_product_attention(sampled, key, value, scale=scale)
     return SampledRows(sampled, exact, chosen, rows, scale)
+
+
+def exact_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SampledRows:
+    """Dense attention of some query rows `[B, H, N, D]`, each of a query tile of its own."""
+    exact = F.scaled_dot_product_attention(query, key, value)
+    return SampledRows(query, exact, torch.arange(query.shape[2], device=query.device), 1)
+
+
+def masked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float | None = None
+) -> torch.Tensor:
+    """`block_sparse_attention` of a few query rows by all their scores: no list is read, so nothing waits for a GPU.
+
+    Args:
+        query: `[B, H, R, D]`.
+        key: `[B, H, Skv, D]` in tile order.
+        value: Likewise.
+        mask: Lists for the tiles of these rows, which are whole.
+        scale: Factor on the scores, default `1 / sqrt(D)`.
+
+    Returns:
+        `[B, H, R, D]`; 0 where a row has no key.
+    """
+    layout = mask.kv_layout
+    keys, values = (
+        (pad_to_tiles(x, layout) for x in (key, value))
+        if layout.num_levels == 1
+        else pool_key_value(key, value, layout)
+    )
+    wide = torch.promote_types(query.dtype, torch.float32)
+    factor = query.shape[3] ** -0.5 if scale is None else scale
+    bias = layout.row_members(query.device).to(wide).log()
+    keep = mask.to_dense().expand(*query.shape[:2], -1, -1)
+    heads = max(1, GPU_WORKSPACE_BYTES // (keys.shape[2] * (query.shape[2] + query.shape[3]) * wide.itemsize))
+    parts = [x.flatten(0, 1).split(heads) for x in (query, keys, values, keep)]
+    found = []
+    for q, k, v, kept in zip(*parts, strict=True):
+        scores = (q.to(wide) * factor) @ k.to(wide).mT + bias
+        seen = kept.repeat_interleave(layout.tile, 2).repeat_interleave(mask.q_tile, 1)
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(2).masked_fill(~seen, 0.0)
+        found.append((weights @ v.to(wide)).to(query.dtype))
+    return torch.cat(found).view(query.shape)

@@ -6,6 +6,7 @@ from fastdit_kernels.dispatch import available_implementations
 from fastdit_kernels.errors import FastDitError, InvalidInputError, KernelUnavailableError
 from fastdit_kernels.mass import block_mass
 from fastdit_kernels.merge import merge_attention
+from fastdit_kernels.node_errors import pyramid_errors
 from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.scores import sampled_mass, stratified_rows, tile_means, tile_scores
 from fastdit_kernels.selection import select_tiles
@@ -36,6 +37,7 @@ __all__ = [
     "pad_to_tiles",
     "pool_key_value",
     "pool_pyramid",
+    "pyramid_errors",
     "sampled_mass",
     "scatter_from_tiles",
     "scatter_tokens",

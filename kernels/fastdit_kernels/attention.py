@@ -11,7 +11,10 @@ from fastdit_kernels import ops
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import resolve
 from fastdit_kernels.errors import InvalidInputError
-from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid, unpad_from_tiles
+from fastdit_kernels.pooling import pool_key_value
+from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.tiled_tokens import TiledTokens
+from fastdit_kernels.tiles import pool_pyramid, unpad_from_tiles
 
 
 @overload
@@ -72,24 +75,69 @@ def block_sparse_attention(
         InvalidInputError: Shapes, dtypes or devices do not fit.
         KernelUnavailableError: The named implementation cannot run here.
     """
+    out, lse = attend_tiles(
+        TiledTokens(query), TiledTokens(key), TiledTokens(value), mask, scale=scale, implementation=implementation
+    )
+    out = unpad_from_tiles(out, mask.q_layout)
+    return (out, unpad_from_tiles(lse, mask.q_layout)) if return_lse else out
+
+
+def attend_tiles(
+    query: TiledTokens,
+    key: TiledTokens,
+    value: TiledTokens,
+    mask: BlockMask,
+    *,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`block_sparse_attention` that leaves its result on tile boundaries, and copies no tokens that lie there.
+
+    Args:
+        query: `[B, H, Sq, D]`.
+        key: `[B, H, Skv, D]`.
+        value: `[B, H, Skv, D]`.
+        mask: As in `block_sparse_attention`.
+        scale: Likewise.
+        implementation: Likewise.
+
+    Returns:
+        Output `[B, H, NQ * q_tile, D]` and LSE `[B, H, NQ * q_tile]`; `unpad_from_tiles` drops the padding rows, which
+        hold anything.
+
+    Raises:
+        InvalidInputError: Shapes, dtypes or devices do not fit.
+        KernelUnavailableError: The named implementation cannot run here.
+    """
     if not torch.compiler.is_compiling():
-        _check(query, key, value, mask)
-    chosen = resolve(implementation, query, (mask.q_tile, mask.kv_tile))
-    out, lse = ops.attend_buffers(
-        pad_to_tiles(query, mask.q_layout),
-        pool_pyramid(key, mask.kv_layout),
-        pool_pyramid(value, mask.kv_layout),
+        _check(query.tokens, key.tokens, value.tokens, mask)
+    chosen = resolve(implementation, query.tokens, (mask.q_tile, mask.kv_tile))
+    keys, values = _key_buffers(key, value, mask.kv_layout, chosen)
+    attended: tuple[torch.Tensor, torch.Tensor] = ops.attend_buffers(
+        query.padded(mask.q_layout),
+        keys,
+        values,
         mask.indices,
         mask.counts,
         list(mask.kv_layout.segments),
         mask.kv_layout.num_levels,
         mask.q_tile,
         mask.kv_tile,
-        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        1 / math.sqrt(query.tokens.shape[-1]) if scale is None else scale,
         chosen,
     )
-    out = unpad_from_tiles(out, mask.q_layout)
-    return (out, unpad_from_tiles(lse, mask.q_layout)) if return_lse else out
+    return attended
+
+
+def _key_buffers(
+    key: TiledTokens, value: TiledTokens, layout: TileLayout, implementation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of all levels; beside a GPU kernel by the pooling kernel, which reads every token once."""
+    if layout.num_levels == 1:
+        return key.padded(layout), value.padded(layout)
+    if implementation in ("torch", "reference"):
+        return pool_pyramid(key.tokens, layout), pool_pyramid(value.tokens, layout)
+    return pool_key_value(key.tokens, value.tokens, layout)
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask) -> None:

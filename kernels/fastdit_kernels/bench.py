@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fastdit_kernels.attention import block_sparse_attention
-from fastdit_kernels.bench_baselines import Dense, dense_baselines
+from fastdit_kernels.bench_baselines import dense_baselines, working_baselines
 from fastdit_kernels.bench_check import check_kernel, random_inputs, random_mask
 from fastdit_kernels.bench_machine import describe_machine
 from fastdit_kernels.bench_shapes import CPU_SHAPES, MODEL_SHAPES, QUICK_SHAPES, ModelShape
@@ -73,7 +73,7 @@ def bench_case(
     chosen = resolve(implementation, query, (tile, tile))
     error = check_kernel(chosen, shape[-1], dtype, uneven, tile, device)
     mask = random_mask(shape, tile, density, uneven).to(device)
-    dense, left_out = _working(dense_baselines(device, dtype), query, key, value)
+    dense, left_out = working_baselines(dense_baselines(device, dtype), query, key, value)
     runs: dict[str, Callable[[], object]] = {name: partial(run, query, key, value) for name, run in dense.items()}
     runs["sparse"] = lambda: block_sparse_attention(query, key, value, mask, implementation=chosen)
     times = time_together(runs, repeats, device)
@@ -106,26 +106,12 @@ def bench_case(
     }
 
 
-def _working(
-    found: dict[str, Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[dict[str, Dense], dict[str, str]]:
-    """The dense kernels that take this shape, and why the others do not."""
-    working, left_out = {}, {}
-    for name, run in found.items():
-        try:
-            run(query, key, value)
-            working[name] = run
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            left_out[name] = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return working, left_out
-
-
 def _overheads(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, repeats: int
 ) -> dict[str, float]:
     """What a sparse call needs around the kernel: reordering, pooling and choosing the tiles."""
     layout = mask.kv_layout
-    order = torch.randperm(query.shape[2], device=query.device)
+    order = torch.randperm(query.shape[2], generator=torch.Generator().manual_seed(0)).to(query.device)
     pooled = TileLayout(layout.segments, layout.tile, POOLED_LEVELS)
     width = max(1, round(mask.density() * layout.num_tiles))
 

@@ -34,6 +34,20 @@ def dense_baselines(device: torch.device, dtype: torch.dtype) -> dict[str, Dense
     return found
 
 
+def working_baselines(
+    found: dict[str, Dense], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[dict[str, Dense], dict[str, str]]:
+    """The dense kernels that take `[B, H, S, D]` of this shape, each called once, and why the others do not."""
+    working, left_out = {}, {}
+    for name, run in found.items():
+        try:
+            run(query, key, value)
+            working[name] = run
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            left_out[name] = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return working, left_out
+
+
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None

@@ -25,6 +25,7 @@ class BlockMask:
         counts: int32 `[B, H, NQ]`.
         q_layout: Tiles of the queries (one level).
         kv_layout: Tiles of the keys and values, with all pooling levels.
+        known_pairs: What `kept_pairs` gives, where it is known; otherwise it is counted on the first request.
 
     `B` and `H` may be 1 to serve all batches or heads.
     """
@@ -33,6 +34,7 @@ class BlockMask:
     counts: torch.Tensor
     q_layout: TileLayout
     kv_layout: TileLayout
+    known_pairs: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.indices.ndim != 4 or self.counts.shape != self.indices.shape[:3]:
@@ -59,6 +61,7 @@ class BlockMask:
         q_tile: int = 128,
         kv_tile: int = 64,
         num_levels: int = 1,
+        max_tiles: int | None = None,
     ) -> BlockMask:
         """List the true entries of a boolean table, in ascending tile order.
 
@@ -69,6 +72,8 @@ class BlockMask:
             q_tile: Query rows of a tile.
             kv_tile: Key rows of a tile, at every level.
             num_levels: Pooling levels in `keep`.
+            max_tiles: No row of `keep` has more true entries, so that the mask needs no more slots; `None` if that is
+                not known.
 
         Raises:
             InvalidInputError: The table does not fit the tile counts.
@@ -82,6 +87,7 @@ class BlockMask:
             )
         # A stable descending sort of the booleans puts the kept tiles first, in order, without a host round trip.
         order = torch.sort(keep.to(torch.int8), dim=-1, descending=True, stable=True).indices
+        order = order[..., :max_tiles]
         packed = order + (kv_layout.tile_levels(keep.device) << LEVEL_SHIFT)[order]
         return cls(packed.to(torch.int32), keep.sum(-1, dtype=torch.int32), q_layout, kv_layout)
 
@@ -118,11 +124,24 @@ class BlockMask:
         return keep.scatter_(-1, tiles.long(), True)[..., :-1]
 
     def kept_pairs(self) -> torch.Tensor:
-        """Attention scores computed: sum over entries of (query rows x key rows), padding left out; int64 `[B, H]`."""
-        device = self.indices.device
-        tiles = torch.where(self.is_listed, self.indices & TILE_BITS, 0).long()
-        rows = torch.where(self.is_listed, self.kv_layout.tile_rows(device)[tiles], 0).sum(-1)
-        return (rows * self.q_layout.tile_rows(device)).sum(-1)
+        """Attention scores computed: sum over entries of (query rows x key rows), padding left out; int64 `[B, H]`.
+
+        Counted once for each mask; not to be written to.
+        """
+        if self.known_pairs is None:
+            object.__setattr__(self, "known_pairs", self._count_pairs())
+        assert self.known_pairs is not None, "counted above"
+        return self.known_pairs
+
+    def _count_pairs(self) -> torch.Tensor:
+        rows = self.counts.long() * self.kv_tile
+        # All tiles are full but a few, which the geometry names: no table of the rows of every entry.
+        ragged = self.kv_layout.ragged_tiles()
+        if ragged:
+            listed = self.is_listed
+            for tile, level, missing in ragged:
+                rows -= (listed & (self.indices == tile + (level << LEVEL_SHIFT))).sum(-1) * missing
+        return (rows * self.q_layout.tile_rows(rows.device)).sum(-1)
 
     def density(self) -> float:
         """Attention FLOPs executed / dense attention FLOPs, mean over batch and heads."""

@@ -12,9 +12,10 @@ from fastdit_kernels.backends import runs_triton
 from fastdit_kernels.errors import InvalidInputError
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid, wide_dtype
+from fastdit_kernels.workspace import workspace_bytes
 
-# Bytes of scores worked on at once by the eager code.
-WORKSPACE_BYTES = 32 << 20
+# Bytes of scores worked on at once by the eager code on a CPU.
+CPU_WORKSPACE_BYTES = 32 << 20
 MAX_TRITON_TILE = 128
 
 
@@ -139,7 +140,7 @@ def score_chunks(
     wide = key_bias.dtype
     rows, keys = query.flatten(0, 1), key.flatten(0, 1)
     tiles = rows.shape[1] // q_tile
-    room = max(1, WORKSPACE_BYTES // max(1, q_tile * keys.shape[1] * wide.itemsize))
+    room = max(1, workspace_bytes(query.device, CPU_WORKSPACE_BYTES) // max(1, q_tile * keys.shape[1] * wide.itemsize))
     tile_step, head_step = min(room, tiles), max(1, room // tiles)
     for first_head in range(0, len(rows), head_step):
         heads = slice(first_head, first_head + head_step)

@@ -24,6 +24,7 @@ def select_tiles(
     min_tiles: int = 0,
     top_p: float | None = None,
     forced: torch.Tensor | None = None,
+    max_forced: int | None = None,
     implementation: str = "auto",
 ) -> BlockMask:
     """Keep the forced key tiles of each row, then those with the highest scores.
@@ -40,6 +41,8 @@ def select_tiles(
         min_tiles: Least tiles per row.
         top_p: Share of the mass to keep.
         forced: bool, broadcastable to `scores`: tiles every row keeps in any case.
+        max_forced: No row has more forced tiles; a row that has more all the same loses some. `None` if that is known
+            on the device only: the mask then has a slot for every key tile, which costs memory.
         implementation: `"auto"`, `"triton"` (threshold bisection, no sort) or `"torch"` (sort). A named one runs or
             raises.
 
@@ -61,7 +64,7 @@ def select_tiles(
         if forced.dtype != torch.bool:
             raise InvalidInputError(f"forced is {forced.dtype}: accepted is bool")
         forced = forced.expand(scores.shape)
-    indices, counts = _select_tiles(scores, forced, top_p, min_tiles, max_tiles, implementation)
+    indices, counts = _select_tiles(scores, forced, top_p, min_tiles, max_tiles, implementation, max_forced)
     return BlockMask(indices, counts, q_layout, kv_layout)
 
 
@@ -73,8 +76,9 @@ def _select_tiles(
     min_tiles: int,
     max_tiles: int,
     implementation: str,
+    max_forced: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    slots = _slots(scores, forced, max_tiles)
+    slots = _slots(scores, forced, max_tiles, max_forced)
     tiles = scores.shape[-1]
     limit = None
     if scores.dtype != torch.float32:
@@ -96,14 +100,18 @@ def _(
     min_tiles: int,
     max_tiles: int,
     implementation: str,
+    max_forced: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (*scores.shape[:3], _slots(scores, forced, max_tiles))
+    shape = (*scores.shape[:3], _slots(scores, forced, max_tiles, max_forced))
     return scores.new_empty(shape, dtype=torch.int32), scores.new_empty(shape[:3], dtype=torch.int32)
 
 
-def _slots(scores: torch.Tensor, forced: torch.Tensor | None, max_tiles: int) -> int:
-    """Room for the longest row possible: how many tiles are forced is known on the device only."""
-    return min(max_tiles, scores.shape[-1]) if forced is None else scores.shape[-1]
+def _slots(scores: torch.Tensor, forced: torch.Tensor | None, max_tiles: int, max_forced: int | None) -> int:
+    """Room for the longest row possible."""
+    tiles = scores.shape[-1]
+    if forced is None:
+        return min(max_tiles, tiles)
+    return tiles if max_forced is None else min(max(max_tiles, max_forced), tiles)
 
 
 def _select_by_sorting(
@@ -126,7 +134,7 @@ def _select_by_sorting(
         counts = ((mass[..., :-1] < top_p).sum(-1) + (top_p > 0)).clamp(min_tiles, max_tiles)
     if forced is not None:
         counts = torch.maximum(counts, forced.sum(-1))
-    counts = counts.clamp(max=tiles)
+    counts = counts.clamp(max=slots)
     places = torch.arange(tiles, device=scores.device)
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep.scatter_(-1, ranked, places < counts.unsqueeze(-1))

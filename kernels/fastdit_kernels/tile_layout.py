@@ -88,9 +88,20 @@ class TileLayout:
 
     def tile_levels(self, device: torch.device | None = None) -> torch.Tensor:
         """Level of each tile of the buffer, int64 `[total_tiles]`."""
-        tiles = [self.level_tiles(level) for level in range(self.num_levels)]
-        return torch.repeat_interleave(torch.arange(self.num_levels), torch.tensor(tiles)).to(device)
+        # Made where it is used: a copy from the host would wait for the device.
+        levels = range(self.num_levels)
+        return torch.cat([torch.full((self.level_tiles(level),), level, device=device) for level in levels])
 
     def tile_rows(self, device: torch.device | None = None) -> torch.Tensor:
         """Rows of each tile that are not padding, int64 `[total_tiles]`."""
         return (self.row_members(device) > 0).view(-1, self.tile).sum(1)
+
+    def ragged_tiles(self) -> list[tuple[int, int, int]]:
+        """Tiles with padding: number in the buffer, level, and padding rows."""
+        found, first = [], 0
+        for level in range(self.num_levels):
+            for rows, tiles in zip(self.segment_rows(level), self.segment_tiles(level), strict=True):
+                first += tiles
+                if rows % self.tile:
+                    found.append((first - 1, level, tiles * self.tile - rows))
+        return found

@@ -93,13 +93,24 @@ def pool_pyramid(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
     if layout.num_levels == 1:
         return pad_to_tiles(x, layout)
     sums = [part.to(wide_dtype(x.dtype)) for part in x.split(layout.segments, dim=2)]
-    buffers = []
+    buffer = x.new_zeros(*x.shape[:2], layout.total_tiles * layout.tile, x.shape[3])
+    start = 0
     for level in range(layout.num_levels):
         if level > 0:
-            # An odd tail is paired with a zero row; dividing by true counts below makes that exact.
-            sums = [F.pad(part, (0, 0, 0, part.shape[2] % 2)).unflatten(2, (-1, 2)).sum(3) for part in sums]
+            sums = [_pair_sums(part) for part in sums]
         for part, length, tiles in zip(sums, layout.segments, layout.segment_tiles(level), strict=True):
-            first = torch.arange(part.shape[2], device=x.device) << level
-            members = (length - first).clamp(1, 1 << level).view(1, 1, -1, 1)
-            buffers.append(F.pad((part / members).to(x.dtype), (0, 0, 0, tiles * layout.tile - part.shape[2])))
-    return torch.cat(buffers, 2)
+            rows = buffer[:, :, start : start + part.shape[2]]
+            if level == 0:
+                rows.copy_(part)
+            else:
+                first = torch.arange(part.shape[2], device=x.device) << level
+                rows.copy_(part / (length - first).clamp(1, 1 << level).view(1, 1, -1, 1))
+            start += tiles * layout.tile
+    return buffer
+
+
+def _pair_sums(x: torch.Tensor) -> torch.Tensor:
+    """Sums of neighbouring rows; an odd last one stays alone: dividing by true counts makes that exact."""
+    pairs = x.shape[2] // 2
+    sums = x[:, :, 0 : 2 * pairs : 2] + x[:, :, 1::2]
+    return torch.cat([sums, x[:, :, -1:]], 2) if x.shape[2] % 2 else sums

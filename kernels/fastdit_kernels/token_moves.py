@@ -34,7 +34,12 @@ def gather_to_tiles(
 
 
 def scatter_from_tiles(
-    buffer: torch.Tensor, order: torch.Tensor, layout: TileLayout, *, implementation: str = "auto"
+    buffer: torch.Tensor,
+    order: torch.Tensor,
+    layout: TileLayout,
+    *,
+    token_major: bool = False,
+    implementation: str = "auto",
 ) -> torch.Tensor:
     """Undo `gather_to_tiles`: the token at place `i` of the tile order goes back to `order[i]`, padding is dropped.
 
@@ -42,17 +47,20 @@ def scatter_from_tiles(
         buffer: `[B, H, layout.num_tiles * tile, D]`, any strides.
         order: The permutation that was gathered with, `[S]` or `[H, S]`.
         layout: Segments and tile size, one level.
+        token_major: Lay the result out as `[B, S, H, D]`, where the heads of a token are joined next.
         implementation: `"auto"`, `"triton"` or `"torch"`. A named one runs or raises.
 
     Returns:
-        Contiguous `[B, H, S, D]` in the dtype of `buffer`.
+        `[B, H, S, D]` in the dtype of `buffer`: contiguous, or with `token_major` once dimensions 1 and 2 are swapped.
 
     Raises:
         InvalidInputError: Shapes do not fit.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     _check(buffer, order, layout, layout.num_tiles * layout.tile)
-    x: torch.Tensor = _scatter_from_tiles(buffer, order, list(layout.segments), layout.tile, implementation)
+    x: torch.Tensor = _scatter_from_tiles(
+        buffer, order, list(layout.segments), layout.tile, implementation, token_major
+    )
     return x
 
 
@@ -88,16 +96,37 @@ def _(x: torch.Tensor, order: torch.Tensor, segments: list[int], tile: int, impl
 
 @torch.library.custom_op("fastdit::scatter_from_tiles", mutates_args=())
 def _scatter_from_tiles(
-    buffer: torch.Tensor, order: torch.Tensor, segments: list[int], tile: int, implementation: str
+    buffer: torch.Tensor,
+    order: torch.Tensor,
+    segments: list[int],
+    tile: int,
+    implementation: str,
+    token_major: bool = False,
 ) -> torch.Tensor:
     layout = TileLayout(tuple(segments), tile)
     if runs_triton(implementation, buffer):
         from fastdit_kernels import triton_token_moves
 
-        return triton_token_moves.scatter_from_tiles(buffer, order, layout)
-    return scatter_tokens(unpad_from_tiles(buffer, layout), order.long()).contiguous()
+        return triton_token_moves.scatter_from_tiles(buffer, order, layout, token_major)
+    x = scatter_tokens(unpad_from_tiles(buffer, layout), order.long())
+    return x.transpose(1, 2).contiguous().transpose(1, 2) if token_major else x.contiguous()
 
 
 @_scatter_from_tiles.register_fake
-def _(buffer: torch.Tensor, order: torch.Tensor, segments: list[int], tile: int, implementation: str) -> torch.Tensor:
-    return buffer.new_empty((buffer.shape[0], buffer.shape[1], sum(segments), buffer.shape[3]))
+def _(
+    buffer: torch.Tensor,
+    order: torch.Tensor,
+    segments: list[int],
+    tile: int,
+    implementation: str,
+    token_major: bool = False,
+) -> torch.Tensor:
+    return empty_tokens(buffer, sum(segments), token_major)
+
+
+def empty_tokens(buffer: torch.Tensor, length: int, token_major: bool) -> torch.Tensor:
+    """Room for `length` tokens of what lies in a buffer, `[B, H, S, D]`; see `scatter_from_tiles`."""
+    batch, heads, _, dim = buffer.shape
+    if token_major:
+        return buffer.new_empty((batch, length, heads, dim)).transpose(1, 2)
+    return buffer.new_empty((batch, heads, length, dim))

@@ -45,7 +45,8 @@ def _pool_rows(
     return total
 
 
-@triton.jit
+# A first token of 1 would be specialised into a number, which has no `to`.
+@triton.jit(do_not_specialize=["first_token", "length", "heads"])
 def pool_kernel(
     key,
     value,

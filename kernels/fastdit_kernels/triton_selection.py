@@ -31,7 +31,8 @@ def _tiles_for_mass(mass, key, free, pinned_mass, pinned, top_p):
     return pinned + tl.sum(above.to(tl.int32), 0) + used
 
 
-@triton.jit
+# Bounds differ from layer to layer: one compiled kernel for all.
+@triton.jit(do_not_specialize=["heads", "q_tiles", "min_tiles", "max_tiles"])
 def select_kernel(
     scores,
     forced,
@@ -72,7 +73,7 @@ def select_kernel(
         pinned_mass = tl.sum(tl.where(pinned, score, 0.0), 0)
         wanted = _tiles_for_mass(score, key, free, pinned_mass, pinned_count, top_p)
         wanted = tl.minimum(tl.maximum(wanted, min_tiles), max_tiles)
-    count = tl.minimum(tl.maximum(wanted, pinned_count), tiles)
+    count = tl.minimum(tl.maximum(wanted, pinned_count), slots)
     open_slots = count - pinned_count
     low, high = tl.full([], -2147483648, tl.int64), tl.full([], 2147483647, tl.int64)
     for _ in range(32):

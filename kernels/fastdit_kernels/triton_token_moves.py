@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from fastdit_kernels.tile_layout import TileLayout
+from fastdit_kernels.token_moves import empty_tokens
 
 BLOCK_ELEMENTS = 4096
 
@@ -62,9 +63,11 @@ def gather_to_tiles(x: torch.Tensor, order: torch.Tensor, layout: TileLayout) ->
     return buffer
 
 
-def scatter_from_tiles(buffer: torch.Tensor, order: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+def scatter_from_tiles(
+    buffer: torch.Tensor, order: torch.Tensor, layout: TileLayout, token_major: bool = False
+) -> torch.Tensor:
     """See `token_moves.scatter_from_tiles`."""
-    x = buffer.new_empty((*buffer.shape[:2], layout.length, buffer.shape[3]))
+    x = empty_tokens(buffer, layout.length, token_major)
     _move(x, buffer, order, layout, gathers=False)
     return x
 

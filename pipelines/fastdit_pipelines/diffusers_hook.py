@@ -11,15 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
 from torch import nn
 
 from fastdit.grid import VideoGrid
-from fastdit.session import Session
+from fastdit.session import Session, TextLengths
 
 HOOK_NAME = "fastdit"
 
 GridReader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], VideoGrid]
+TextLengthReader = Callable[[tuple[Any, ...], dict[str, Any]], TextLengths]
 
 
 class _NoState(BaseState):  # type: ignore[misc]  # diffusers is untyped
@@ -47,24 +48,71 @@ class ContextListener(StateManager):  # type: ignore[misc]  # diffusers is untyp
 
 
 class SessionHook(ModelHook):  # type: ignore[misc]  # diffusers is untyped
-    """Holds the listener where Diffusers looks for it, and hears when a pipeline call is over."""
+    """Holds the listener where Diffusers looks for it, and hears when a pipeline call is over.
+
+    Args:
+        session: Who is to be told; `None` in a copy of the model, which is enabled nowhere.
+    """
 
     _is_stateful = True
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session | None = None) -> None:
         super().__init__()
-        self.context: ContextListener | None = ContextListener(session)
+        self.context = None if session is None else ContextListener(session)
         self._session = session
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SessionHook, ()
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Called by the pipeline at the end of every call."""
         if self.context is not None:
             self.context.reset()
-        self._session.end_run()
+        if self._session is not None:
+            self._session.end_run()
         return module
 
 
-def attach_session(transformer: nn.Module, session: Session, number: int, read_grid: GridReader) -> Callable[[], None]:
+class ForwardListener:
+    """Torch pre-hook of a transformer: tells the session that a call begins.
+
+    Args:
+        session: Who is to be told; `None` in a copy of the model.
+        number: Number of the transformer in the pipeline.
+        read_grid: Derives the geometry from the arguments of a call.
+        read_text: Then asked for the valid text of each batch entry, by families that pad text.
+    """
+
+    def __init__(
+        self,
+        session: Session | None = None,
+        number: int = 0,
+        read_grid: GridReader | None = None,
+        read_text: TextLengthReader | None = None,
+    ) -> None:
+        self._session = session
+        self._number = number
+        self._read_grid = read_grid
+        self._read_text = read_text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForwardListener, ()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called by torch before `module.forward`."""
+        if self._session is not None and self._read_grid is not None:
+            grid = self._read_grid(module, args, kwargs)
+            text_lengths = None if self._read_text is None else self._read_text(args, kwargs)
+            self._session.begin_forward(self._number, grid, text_lengths)
+
+
+def attach_session(
+    transformer: nn.Module,
+    session: Session,
+    number: int,
+    read_grid: GridReader,
+    read_text: TextLengthReader | None = None,
+) -> Callable[[], None]:
     """Install the listeners on a transformer.
 
     Args:
@@ -72,42 +120,42 @@ def attach_session(transformer: nn.Module, session: Session, number: int, read_g
         session: Who is to be told.
         number: Number of the transformer in the pipeline.
         read_grid: Derives the geometry from the arguments of a call.
+        read_text: See `ForwardListener`.
 
     Returns:
-        The way back.
+        A function that uninstalls them.
     """
-
-    def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        session.begin_forward(number, read_grid(module, args, kwargs))
-
-    had_forward = "forward" in vars(transformer)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.register_hook(SessionHook(session), HOOK_NAME)
-    installed = vars(transformer)["forward"]
-    handle = transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
+    _remove_hook(registry)
+    _add_hook(registry, SessionHook(session))
+    listener = ForwardListener(session, number, read_grid, read_text)
+    handle = transformer.register_forward_pre_hook(listener, with_kwargs=True)
 
     def detach() -> None:
         handle.remove()
-        if vars(transformer).get("forward") is not installed:
-            # Somebody wrapped the module after us. Removing our hook would drop theirs, so only its ears are closed.
-            hook = registry.get_hook(HOOK_NAME)
-            if hook is not None:
-                _silence(registry, hook)
-            return
-        registry.remove_hook(HOOK_NAME, recurse=False)
-        if not had_forward:
-            del transformer.forward
+        _remove_hook(registry)
 
     return detach
 
 
-def _silence(registry: Any, hook: SessionHook) -> None:
-    """Make our hook inert and free its name, leaving the chain of wrapped forwards as it is."""
-    hook._is_stateful = False
-    hook.context = None
-    inert = f"{HOOK_NAME}-inert-{id(hook)}"
-    registry.hooks = {inert if name == HOOK_NAME else name: item for name, item in registry.hooks.items()}
-    registry._hook_order = [inert if name == HOOK_NAME else name for name in registry._hook_order]
+def _add_hook(registry: Any, hook: SessionHook) -> None:
+    """Enter a hook that only listens, without the wrapper of `forward` that `register_hook` would make.
+
+    A wrapper refers to the module it was made for, so a deep copy would run the original, and accelerate's offloading
+    drops wrappers that are newer than its own. First in the list, ours is never the last one or the neighbour of one
+    that is removed, so Diffusers' own bookkeeping of wrappers stays true.
+    """
+    hook.fn_ref = HookFunctionReference()
+    registry.hooks[HOOK_NAME] = hook
+    registry._hook_order.insert(0, HOOK_NAME)
+    registry._fn_refs.insert(0, hook.fn_ref)
+
+
+def _remove_hook(registry: Any) -> None:
+    """Take our hook out again, also one that a copied model has brought along."""
+    if HOOK_NAME in registry.hooks:
+        place = registry._hook_order.index(HOOK_NAME)
+        del registry.hooks[HOOK_NAME], registry._hook_order[place], registry._fn_refs[place]
 
 
 def forwarded(name: str) -> Any:

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+# Diffusers takes components from a module of ours only if it is imported already.
+import fastdit_pipelines.tiny.placed_transformer  # noqa: F401
 from fastdit.errors import ModelLoadError
-
-TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BundledModel:
-    """A model that ships inside the wheel.
-
-    Args:
-        name: What `--model` takes.
-        folder: A Diffusers pipeline folder with `defaults.json` beside `model_index.json`.
-        description: One line for `fastdit models`.
-    """
-
-    name: str
-    folder: Path
-    description: str
-
-    def defaults(self, section: str) -> dict[str, Any]:
-        """Settings the model was made for.
-
-        Args:
-            section: `"call"` (arguments), `"methods"` (by name of the method), or `"sizes"` (clip sizes for
-                measurements of cost growth, named by their thousands of self-attention tokens).
-        """
-        settings: dict[str, dict[str, Any]] = json.loads((self.folder / "defaults.json").read_text())
-        return settings[section]
-
-
-BUNDLED_MODELS = {
-    "tiny": BundledModel(
-        name="tiny",
-        folder=TINY_FOLDER,
-        description="a small Wan text-to-video model of moving shapes, trained by this project",
-    )
-}
-
-
-def model_defaults(model: str) -> dict[str, Any]:
-    """Default call arguments of a model; empty for models that are not bundled."""
-    return BUNDLED_MODELS[model].defaults("call") if model in BUNDLED_MODELS else {}
-
-
-def method_defaults(model: str, method: str) -> dict[str, Any]:
-    """Settings of a sparse method that suit a model, e.g. its dense steps; empty for models that are not bundled."""
-    return BUNDLED_MODELS[model].defaults("methods").get(method, {}) if model in BUNDLED_MODELS else {}
+from fastdit_pipelines.bundled_models import BUNDLED_MODELS
 
 
 def load_pipeline(model: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:

@@ -1,5 +1,4 @@
 import pytest
-from tests_support import build_tiny_wan
 
 from fastdit.capture import load_calls
 from fastdit.cli import main
@@ -7,16 +6,9 @@ from fastdit.cli import main
 SMALL = ["--height=32", "--width=48", "--num-frames=9", "--num-inference-steps=3"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_wan().save_pretrained(path)
-    return path
-
-
-def test_it_writes_a_file_of_chosen_calls(folder, tmp_path, capsys):
+def test_it_writes_a_file_of_chosen_calls(model_folder, tmp_path, capsys):
     path = tmp_path / "heads.pt"
-    words = ["bench", "capture", f"--model={folder}", f"--output={path}", *SMALL]
+    words = ["bench", "capture", f"--model={model_folder}", f"--output={path}", *SMALL]
     assert main([*words, "--prompts", "dance monkey", "monkey", "--steps", "0", "2", "--layers", "1"]) == 0
     assert "4 calls of 2 heads, 18 tokens" in " ".join(capsys.readouterr().out.split())
     calls = load_calls(path)
@@ -28,8 +20,8 @@ def test_it_writes_a_file_of_chosen_calls(folder, tmp_path, capsys):
     ("words", "message"),
     [(["--steps", "3"], "from 0 to 2"), (["--layers", "2"], "from 0 to 1")],
 )
-def test_bad_input_is_one_clear_line(folder, tmp_path, capsys, words, message):
+def test_bad_input_is_one_clear_line(model_folder, tmp_path, capsys, words, message):
     output = tmp_path / "heads.pt"
-    assert main(["bench", "capture", f"--model={folder}", f"--output={output}", *SMALL, *words]) == 2
+    assert main(["bench", "capture", f"--model={model_folder}", f"--output={output}", *SMALL, *words]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()

@@ -27,28 +27,18 @@ REPORT_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    # The module-scoped fixture cannot use function-scoped ones.
-    from tests_support import build_tiny_wan
-
-    build_tiny_wan().save_pretrained(path)
-    return path
-
-
-def base(folder, output, without=()):
-    words = [f"--model={folder}", "--prompt=a red circle", f"--output={output}"]
+def base(model_folder, output, without=()):
+    words = [f"--model={model_folder}", "--prompt=a red circle", f"--output={output}"]
     return ["generate", *[word for word in words if word.split("=")[0] not in without]]
 
 
-def run(folder, output, *words):
-    return main([*base(folder, output), *words])
+def run(model_folder, output, *words):
+    return main([*base(model_folder, output), *words])
 
 
-def test_compare_writes_videos_picture_and_report(folder, tmp_path, capsys):
+def test_compare_writes_videos_picture_and_report(model_folder, tmp_path, capsys):
     output = tmp_path / "new" / "demo"
-    assert run(folder, output, "--compare", "--density", "0.5", *SMALL) == 0
+    assert run(model_folder, output, "--compare", "--density", "0.5", *SMALL) == 0
     assert {path.name for path in output.iterdir()} == {"dense.mp4", "sparse.mp4", "compare.png", "report.json"}
     report = json.loads((output / "report.json").read_text())
     assert report.keys() >= REPORT_KEYS
@@ -62,31 +52,31 @@ def test_compare_writes_videos_picture_and_report(folder, tmp_path, capsys):
         assert word in printed
 
 
-def test_json_goes_to_standard_output(folder, tmp_path, capsys):
-    assert run(folder, tmp_path, "--compare", "--json", "--repeats", "2", *SMALL) == 0
+def test_json_goes_to_standard_output(model_folder, tmp_path, capsys):
+    assert run(model_folder, tmp_path, "--compare", "--json", "--repeats", "2", *SMALL) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["speedup_of_each_pair"]) == 2
     assert report == json.loads((tmp_path / "report.json").read_text())
 
 
 @pytest.mark.parametrize("method", ["dense", "adaptive", "pyramid"])
-def test_a_single_video(folder, tmp_path, method):
-    assert run(folder, tmp_path, "--method", method, *SMALL) == 0
+def test_a_single_video(model_folder, tmp_path, method):
+    assert run(model_folder, tmp_path, "--method", method, *SMALL) == 0
     assert iio.imread(tmp_path / "video.mp4").shape == (9, 32, 48, 3)
     assert json.loads((tmp_path / "report.json").read_text())["density"] == 1.0
 
 
-def test_a_static_pattern(folder, tmp_path):
+def test_a_static_pattern(model_folder, tmp_path):
     words = ["--method=static", "--pattern=multi_diagonal|sink", *SMALL]
-    assert run(folder, tmp_path, *words) == 0
+    assert run(model_folder, tmp_path, *words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["config"]["pattern"] == "multi_diagonal:1|sink:1"
     assert report["density"] == 1.0  # two tiles in all: the own ones
 
 
-def test_cached_masks(folder, tmp_path):
+def test_cached_masks(model_folder, tmp_path):
     words = ["--method=cached", "--refresh-every=2", "--density=0.5", "--order=raster", *SMALL]
-    assert run(folder, tmp_path, *words) == 0
+    assert run(model_folder, tmp_path, *words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["config"]["refresh_every"] == 2
     assert report["config"]["source"]["density"] == 0.5
@@ -95,9 +85,24 @@ def test_cached_masks(folder, tmp_path):
     assert "masks: 2 built, 2 reused" in report["summary"]
 
 
-def test_the_same_seed_gives_the_same_video(folder, tmp_path):
+def test_a_table_of_heads_from_a_file(model_folder, tmp_path):
+    shared = {"q_tile": 4, "kv_tile": 2, "min_tokens": 0, "schedule": {"dense_steps": 1, "dense_layers": []}}
+    pyramid = {"method": "pyramid", "num_levels": 3, "level_shares": {"0": 0.2, "1": 0.3}}
+    (tmp_path / "heads.json").write_text(
+        json.dumps({"method": "mixed", "heads": [[None, 0, "dense"]], "default": pyramid, **shared})
+    )
+    small = [word for word in SMALL if not word.startswith(("--min-tokens", "--dense-steps"))]
+    assert run(model_folder, tmp_path / "out", f"--config={tmp_path / 'heads.json'}", *small) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["method"] == "mixed"
+    assert report["config"]["heads"] == [[None, 0, "dense"]]
+    assert report["config"]["default"]["level_shares"] == [[0, 0.2], [1, 0.3]]
+    assert 0.5 < report["density"] < 1.0
+
+
+def test_the_same_seed_gives_the_same_video(model_folder, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert run(folder, tmp_path / name, "--seed", seed, "--method", "dense", *SMALL) == 0
+        assert run(model_folder, tmp_path / name, "--seed", seed, "--method", "dense", *SMALL) == 0
     a, b, c = (iio.imread(tmp_path / name / "video.mp4") for name in "abc")
     assert (a == b).all()
     assert (a != c).any()
@@ -132,12 +137,12 @@ def test_the_same_seed_gives_the_same_video(folder, tmp_path):
         (["--model=no/such/model"], 1, "does not exist"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_leaves_nothing(folder, tmp_path, capsys, words, code, message):
+def test_bad_input_is_one_clear_line_and_leaves_nothing(model_folder, tmp_path, capsys, words, code, message):
     output = tmp_path / "deep" / "output"
     flags = {word.split("=")[0] for word in words}
     # Small unless the case says otherwise, so that a missing check fails fast.
     small = [word for word in SMALL if word.split("=")[0] not in flags]
-    assert main([*base(folder, output, flags), *small, *words]) == code
+    assert main([*base(model_folder, output, flags), *small, *words]) == code
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("fastdit: error:")]
     assert len(lines) == 1
@@ -146,8 +151,8 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(folder, tmp_path, capsys
     assert not (tmp_path / "deep").exists()
 
 
-def test_an_empty_prompt_is_refused(folder, tmp_path, capsys):
-    assert main([*base(folder, tmp_path, {"--prompt"}), "--prompt= "]) == 2
+def test_an_empty_prompt_is_refused(model_folder, tmp_path, capsys):
+    assert main([*base(model_folder, tmp_path, {"--prompt"}), "--prompt= "]) == 2
     assert "prompt is empty" in capsys.readouterr().err
 
 
@@ -160,27 +165,29 @@ def test_a_folder_that_is_no_model(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unsupported_pipeline_is_named(folder, tmp_path, capsys, monkeypatch):
+def test_an_unsupported_pipeline_is_named(model_folder, tmp_path, capsys, monkeypatch):
     from fastdit_pipelines.wan import WanAdapter
 
     monkeypatch.setattr(WanAdapter, "transformer_classes", ("SomethingElse",))
     monkeypatch.setattr("diffusers.WanPipeline.__call__", lambda *_, **__: pytest.fail("refuse before running"))
-    assert run(folder, tmp_path / "out", "--compare", *SMALL) == 1
-    assert "WanTransformer3DModel is not supported; supported are SomethingElse" in capsys.readouterr().err
+    assert run(model_folder, tmp_path / "out", "--compare", *SMALL) == 1
+    message = capsys.readouterr().err
+    assert "WanTransformer3DModel is not supported; supported are " in message
+    assert "SomethingElse" in message
 
 
-def test_an_unwritable_output(folder, tmp_path, capsys):
+def test_an_unwritable_output(model_folder, tmp_path, capsys):
     target = tmp_path / "file"
     target.write_text("in the way")
-    assert run(folder, target / "out", *SMALL) == 1
+    assert run(model_folder, target / "out", *SMALL) == 1
     assert "cannot be written" in capsys.readouterr().err
     assert target.read_text() == "in the way"
 
 
-def test_a_failure_keeps_earlier_results(folder, tmp_path):
-    assert run(folder, tmp_path, "--method", "dense", *SMALL) == 0
+def test_a_failure_keeps_earlier_results(model_folder, tmp_path):
+    assert run(model_folder, tmp_path, "--method", "dense", *SMALL) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert run(folder, tmp_path, "--implementation", "triton", *SMALL) == 1
+    assert run(model_folder, tmp_path, "--implementation", "triton", *SMALL) == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -200,5 +207,6 @@ def test_models_lists_families_and_bundled_models(capsys):
     assert "WanTransformer3DModel" in capsys.readouterr().out
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["families"]["wan"] == ["WanTransformer3DModel"]
+    assert "WanVACETransformer3DModel" in listed["families"]["wan"]
+    assert set(listed["families"]) >= {"cogvideox", "hunyuan_video", "hunyuan_video15", "ltx", "mochi", "wan"}
     assert "tiny" in listed["bundled"]

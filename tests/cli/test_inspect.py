@@ -11,17 +11,8 @@ from fastdit.cli import main
 SMALL = ["--height=32", "--width=48", "--num-frames=9", "--num-inference-steps=3"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from tests_support import build_tiny_wan
-
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_wan().save_pretrained(path)
-    return path
-
-
-def test_it_writes_figures_and_pictures_of_every_head(folder, tmp_path, capsys):
-    words = ["inspect", f"--model={folder}", f"--output={tmp_path}", "--rows=6", "--block=4", *SMALL]
+def test_it_writes_figures_and_pictures_of_every_head(model_folder, tmp_path, capsys):
+    words = ["inspect", f"--model={model_folder}", f"--output={tmp_path}", "--rows=6", "--block=4", *SMALL]
     assert main([*words, "--steps", "0", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((tmp_path / "attention.json").read_text())
@@ -47,9 +38,9 @@ def test_it_writes_figures_and_pictures_of_every_head(folder, tmp_path, capsys):
     ("words", "message"),
     [(["--steps", "3"], "accepted are steps from 0 to 2"), (["--rows=1"], "rows=1"), (["--block=0"], "block=0")],
 )
-def test_bad_input_is_one_clear_line_and_leaves_nothing(folder, tmp_path, capsys, words, message):
+def test_bad_input_is_one_clear_line_and_leaves_nothing(model_folder, tmp_path, capsys, words, message):
     output = tmp_path / "out"
-    assert main(["inspect", f"--model={folder}", f"--output={output}", *SMALL, *words]) == 2
+    assert main(["inspect", f"--model={model_folder}", f"--output={output}", *SMALL, *words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""

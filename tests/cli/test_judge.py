@@ -6,12 +6,14 @@ import re
 
 import imageio.v3 as iio
 import pytest
+from launched import run_in_two_processes
 
 from fastdit.cli import main
 from fastdit_pipelines.generation import write_video
 from fastdit_pipelines.tiny.suite import build_suite, draw_samples, shares, vbench_results
 from fastdit_pipelines.tiny.world import SceneSampler, is_held_out, render
 
+SPARSE = ["--min-tokens=0", "--dense-steps=0"]
 SMALL = ["--height=32", "--width=32", "--num-frames=5", "--num-inference-steps=1"]
 MAIN = {"object", "color", "shape", "direction", "all"}
 
@@ -73,7 +75,7 @@ def test_a_run_resumes_and_a_method_is_added(tmp_path, capsys, monkeypatch):
 
     real = judge_run.generate
     monkeypatch.setattr(judge_run, "generate", lambda *args: made.append(1) or real(*args))
-    assert judge(*words, "--method=adaptive", "--min-tokens=0", "--dense-steps=0") == 0
+    assert judge(*words, "--method=adaptive", *SPARSE) == 0
     second = json.loads(capsys.readouterr().out)
     assert len(made) == 4
     assert lost.read_text() == content
@@ -82,6 +84,28 @@ def test_a_run_resumes_and_a_method_is_added(tmp_path, capsys, monkeypatch):
 
     assert judge(*words, "--guidance-scale=1.5") == 2
     assert "holds a run with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_share_the_prompts(tmp_path, capsys):
+    words = ["--num-prompts=3", "--two-objects=0.34", "--json", "--method=adaptive", *SPARSE, *SMALL]
+    assert judge(*words, f"--output={tmp_path / 'one'}") == 0
+    alone = json.loads(capsys.readouterr().out)
+    done = run_in_two_processes("judge", *words, f"--output={tmp_path / 'two'}")
+    tables = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    # Who ends last prints; both do where they end together.
+    assert tables
+    for name in ("dense", "dense_two_objects", "adaptive"):
+        assert tables[0][name] == alone[name]
+    results = [sorted((tmp_path / run / "results" / "adaptive").iterdir()) for run in ("one", "two")]
+    assert [path.name for path in results[0]] == [path.name for path in results[1]]
+    assert [path.read_text() for path in results[0]] == [path.read_text() for path in results[1]]
+
+
+def test_processes_need_a_folder(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert judge("--num-prompts=2") == 2
+    assert "output is missing" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -62,11 +62,14 @@ def test_runs_end_where_steps_do_not_go_on(rng):
 
 def test_the_summary_sums_before_it_divides():
     case = {"cached_error": 0.2, "fresh_error": 0.1, "cached_seconds": 0.0, "fresh_seconds": 3.0}
-    case |= {"cached_density": 0.2, "refreshed_heads": 1, "age": 1}
+    case |= {"cached_density": 0.2, "refreshed_heads": 1, "age": 1, "dense_seconds": 4.0, "settle_seconds": 0.0}
     other = {**case, "cached_error": 0.4, "fresh_error": 0.4, "cached_seconds": 1.0, "fresh_seconds": 1.0, "age": 0}
+    other["settle_seconds"] = 6.0
     row = summarize([case, other])
     assert row["error_ratio"] == pytest.approx(1.2)
     assert row["cost_ratio"] == pytest.approx(0.25)
+    assert row["cost_of_dense"] == pytest.approx(0.125)
+    assert row["settling_in_selections"] == pytest.approx(3.0)
     assert row["error_ratio_by_age"] == {"0": pytest.approx(1.0), "1": pytest.approx(2.0)}
     assert row["refreshed_heads"] == 2
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fastdit import InvalidInputError
+from fastdit.fidelity import measure_fidelity
 from fastdit_eval.comparison_sheet import draw_comparison
-from fastdit_eval.fidelity import measure_fidelity
 
 
 @pytest.fixture

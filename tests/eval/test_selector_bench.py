@@ -7,11 +7,20 @@ from fastdit import ConfigError, VideoGrid
 from fastdit.config import METHODS
 from fastdit.recall import recall_given_lse
 from fastdit_eval.attention_heads import AttentionHeads, make_heads
+from fastdit_eval.selection_flops import matmul_flops
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_bench import bisect_knob, mean_errors, measure, run_selector_bench
 from fastdit_eval.selector_methods import VARIANTS, method_selectors
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
-from fastdit_kernels import block_sparse_attention, gather_tokens
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    block_mass,
+    block_sparse_attention,
+    gather_tokens,
+    sampled_mass,
+    tile_scores,
+)
 
 GRID = VideoGrid(frames=4, height=7, width=9)  # 252 tokens: ragged tiles
 BY_NAME = {selector.name: selector for selector in [*BASELINES, *method_selectors()]}
@@ -199,3 +208,20 @@ def test_heads_with_text_are_refused():
     x = torch.zeros(1, 1, 12, 8)
     with pytest.raises(ConfigError, match="4 text tokens"):
         SelectorTask(AttentionHeads(name="joint", grid=grid, query=x, key=x, value=x), 8, 8)
+
+
+def test_flops_of_a_selection_are_those_of_its_matrix_products(rng):
+    q, k = torch.randn(1, 2, 64, 16, generator=rng), torch.randn(1, 2, 96, 16, generator=rng)
+    q_layout, kv_layout = TileLayout((64,), 16), TileLayout((96,), 8)
+    assert matmul_flops(lambda: q @ k.mT) == 2 * 2 * 64 * 96 * 16
+    assert matmul_flops(lambda: tile_scores(q, k, q_layout, kv_layout)) == 2 * 2 * 4 * 12 * 16
+    assert matmul_flops(lambda: sampled_mass(q[:, :, :6], k, kv_layout, q_samples=2)) == 2 * 2 * 6 * 96 * 16
+    lse = torch.zeros(1, 2, 64)
+    assert matmul_flops(lambda: block_mass(q, k, lse, q_layout, kv_layout)) == 2 * 2 * 64 * 96 * 16
+    keep = torch.zeros(1, 1, 4, 12, dtype=torch.bool)
+    keep[..., :3] = True  # three tiles in each row of both heads
+    mask = BlockMask.from_dense(keep, q_len=64, kv_len=96, q_tile=16, kv_tile=8)
+    assert matmul_flops(lambda: block_sparse_attention(q, k, k, mask)) == 4 * 2 * 4 * 3 * 16 * 8 * 16
+    assert matmul_flops(lambda: k.sort()) == 0
+    dense = partial(torch.nn.functional.scaled_dot_product_attention, q, k, k)
+    assert matmul_flops(dense) == 4 * 2 * 64 * 96 * 16

@@ -1,6 +1,8 @@
 """The cached method: when masks are built, whose they are, and when a head is built anew alone."""
 
+import dataclasses
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastdit
 from fastdit import AdaptiveConfig, CachedConfig, ConfigError, Schedule, StaticConfig, VideoGrid
 from fastdit.key_orders import Selection
-from fastdit.mask_reuse import CallSite, ReusedMasks
-from fastdit.packed_mask import PackedMask
+from fastdit.mask_reuse import CallSite, HostCopy, ReusedMasks
+from fastdit.packed_mask import KeptMask, PackedMask
 from fastdit.recall import sampled_recall
 from fastdit.run_memory import RunMemory
 from fastdit_kernels import BlockMask, TileLayout, sampled_mass, stratified_rows
@@ -67,6 +69,41 @@ def test_packing_keeps_every_entry(rng):
     unpacked = packed.unpack()
     unpacked.validate()
     assert torch.equal(unpacked.to_dense(), keep)
+
+
+def random_mask(generator, heads, levels, share, batch=1):
+    """Over 45 + 11 tokens, tiles of 16 and 4; some tiles of one level in each row."""
+    layout = TileLayout((45, 11), 4, levels)
+    keep = torch.zeros(batch, heads, 4, layout.total_tiles, dtype=torch.bool)
+    first = layout.level_offset(levels - 1)
+    keep[..., first:] = torch.rand(batch, heads, 4, layout.total_tiles - first, generator=generator) < share
+    return BlockMask.from_dense(keep, q_len=(45, 11), kv_len=(45, 11), q_tile=16, kv_tile=4, num_levels=levels)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_heads_of_a_kept_mask_are_replaced_by_longer_and_shallower_lists(rng, packed):
+    old, new = random_mask(rng, 1, 2, 0.3), random_mask(rng, 2, 1, 0.9, batch=2)
+    old = BlockMask(old.indices[..., : int(old.counts.max())], old.counts, old.q_layout, old.kv_layout)
+    assert new.indices.shape[3] > old.indices.shape[3]
+    kept = KeptMask(old, 2, 3)  # one list for two batch entries and three heads
+    if packed:
+        kept.shrink()
+    kept.replace_heads(torch.tensor([2, 0]), new)
+    mask = kept.unpack()
+    mask.validate()
+    assert torch.equal(mask.kept_pairs(), dataclasses.replace(mask, known_pairs=None).kept_pairs())
+    # Not at every use, be it kept as a list or as bits.
+    assert mask.known_pairs is kept.unpack().known_pairs is not None
+    dense = mask.to_dense()
+    assert torch.equal(dense[:, 1], old.to_dense()[:, 0].expand(2, -1, -1))
+    assert torch.equal(dense[:, [2, 0], :, : new.kv_layout.total_tiles], new.to_dense())
+    assert not dense[:, [2, 0], :, new.kv_layout.total_tiles :].any()
+
+
+def test_pooled_tiles_do_not_count_for_the_sampled_recall(rng):
+    q, k = (torch.randn(1, 2, 56, 8, generator=rng) for _ in range(2))
+    assert torch.equal(sampled_recall(q, k, random_mask(rng, 1, 2, 1.0), 3, 1), torch.zeros(1, 2))
+    assert torch.allclose(sampled_recall(q, k, random_mask(rng, 1, 1, 1.0), 3, 1), torch.ones(1, 2))
 
 
 def test_sampled_mass_is_exact_for_its_rows(rng):
@@ -194,6 +231,38 @@ def test_without_room_masks_are_bits_and_then_built_in_every_step(rng):
     assert [record.kept for record in records] == [True, False, True, False]
     assert size == bits
     assert torch.equal(found[3], masks[3])
+
+
+@pytest.mark.parametrize(
+    "successor",
+    [
+        {"transformer": 1, "layer": 0, "step": 1},  # a second transformer takes over
+        {"transformer": 0, "layer": 1, "step": 2},  # two steps after the first mask
+        {"transformer": 0, "layer": 1, "step": 1, "phase": 1},
+    ],
+)
+def test_masks_that_can_serve_no_more_make_room(rng, successor):
+    qkv, config = tensors(rng), CachedConfig(source=SOURCE, refresh_every=2, min_recall=None)
+    masks = ReusedMasks(2 * 3 * 10 * 3)  # room for the bits of one mask
+
+    def record(**site):
+        selected = Selection(*qkv[1:], SOURCE.select(*qkv, GRID), torch.arange(GRID.length))
+        return masks.choose(config, *qkv, GRID, CallSite(**{"branch": "cond", **site}), lambda: selected, None)[1]
+
+    assert record(transformer=0, layer=0, step=0).kept
+    assert not record(transformer=0, layer=1, step=1).kept  # the first one is still of use
+    assert record(**successor).kept
+    assert len(masks) == 1
+
+
+def test_flags_are_awaited_on_their_own_device(monkeypatch):
+    """The current device may be another one, as it is after `pipe.to("cuda:1")`."""
+    awaited, flags = [], Mock(device=torch.device("cuda:1"))
+    monkeypatch.setattr(torch, "empty", Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Mock(record=lambda stream=None: awaited.append(stream)))
+    HostCopy(flags)
+    assert awaited == [flags.device]
 
 
 def test_no_scalar_is_read_from_the_device(rng):

@@ -1,10 +1,12 @@
 """Steps and branches from every source, without a model."""
 
+import pytest
+
 from fastdit.clock import RunClock
 
 
 class Scheduler:
-    """The two attributes the clock reads."""
+    """The attributes the clock reads."""
 
     def __init__(self, steps, with_index=True):
         self.with_index = with_index
@@ -12,6 +14,7 @@ class Scheduler:
 
     def set_timesteps(self, steps):
         self.timesteps = list(range(steps))
+        self.num_inference_steps = steps
         if self.with_index:
             self.step_index = None
 
@@ -56,6 +59,42 @@ def test_step_from_the_scheduler():
     ticks = named_run(RunClock(pipe), 3, scheduler=scheduler)
     assert places(ticks) == EXPECTED
     assert {tick.num_inference_steps for tick in ticks} == {3}
+
+
+def test_steps_that_the_pipeline_leaves_out_are_not_counted():
+    """Video-to-video begins in the middle; the scheduler learns its place in its first step."""
+    for with_index in (True, False):
+        scheduler = Scheduler(5, with_index=with_index)
+        pipe = Pipe(scheduler)
+        pipe.num_timesteps = 3
+        clock, ticks = RunClock(pipe), []
+        for step in range(3):
+            for branch in ("cond", "uncond"):
+                clock.set_context(branch)
+                ticks.append(clock.begin_forward(0))
+            if with_index:
+                scheduler.step_index = 2 + step + 1
+        assert places(ticks) == EXPECTED
+        assert {tick.num_inference_steps for tick in ticks} == {3}
+        assert len({tick.run for tick in ticks}) == 1
+
+
+@pytest.mark.parametrize(("with_index", "says_so"), [(True, True), (True, False), (False, True)])
+def test_what_a_pipeline_at_rest_left_out_does_not_count(with_index, says_so):
+    """Another pipeline shares transformer and scheduler; some pipelines keep their last timestep."""
+    scheduler = Scheduler(2, with_index=with_index)
+    pipe = Pipe(scheduler)
+    pipe.num_timesteps, pipe.current_timestep = 2, 0
+    clock = RunClock(pipe)
+    named_run(clock, 2, scheduler=scheduler)
+    clock.end_run()
+    if says_so:
+        pipe.current_timestep = None
+    scheduler.set_timesteps(5)
+    ticks = named_run(clock, 5, branches=("cond_uncond",), scheduler=scheduler)
+    assert [tick.step for tick in ticks] == [0, 1, 2, 3, 4]
+    assert {tick.num_inference_steps for tick in ticks[0 if says_so else 1 :]} == {5}
+    assert len({tick.run for tick in ticks}) == 1
 
 
 def test_step_by_counting_calls_per_branch():
@@ -141,3 +180,35 @@ def test_a_scheduler_exchanged_later_is_the_one_that_counts():
 def test_a_scheduler_without_timesteps_is_no_obstacle():
     pipe = Pipe(object())
     assert RunClock(pipe).begin_forward(0).step == 0
+
+
+def test_a_run_that_leaves_our_scheduler_alone_is_counted():
+    """Another pipeline shares the transformer, with a scheduler of its own."""
+    scheduler = Scheduler(3)
+    pipe = Pipe(scheduler)
+    clock = RunClock(pipe)
+    for ours in (True, False, False, True):
+        if ours:
+            scheduler.set_timesteps(3)
+        ticks = named_run(clock, 3, scheduler=scheduler if ours else None)
+        clock.end_run()
+        assert places(ticks) == EXPECTED
+        assert {tick.num_inference_steps for tick in ticks} == {3 if ours else None}
+
+
+@pytest.mark.parametrize("before", ["never set", "finished"])
+def test_a_first_run_that_leaves_our_scheduler_alone_is_counted(before):
+    """The same, before any run of our own since the clock was made."""
+    scheduler = Scheduler(3)
+    if before == "never set":
+        scheduler.num_inference_steps = None
+    else:
+        scheduler.step_index = 3
+    pipe = Pipe(scheduler)
+    clock = RunClock(pipe)
+    assert places(named_run(clock, 3)) == EXPECTED
+    clock.end_run()
+    scheduler.set_timesteps(3)
+    ticks = named_run(clock, 3, scheduler=scheduler)
+    assert places(ticks) == EXPECTED
+    assert {tick.num_inference_steps for tick in ticks} == {3}

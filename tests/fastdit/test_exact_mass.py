@@ -17,7 +17,7 @@ from fastdit_kernels import TileLayout
 
 GRID = VideoGrid(frames=3, height=5, width=6, text_length=21, text_first=True)
 TILES = {"q_tile": 16, "kv_tile": 8}
-Q, KV = TileLayout(GRID.segments, 16), TileLayout(GRID.segments, 8)
+Q, KV = TileLayout(GRID.query_segments, 16), TileLayout(GRID.key_segments, 8)
 SOURCE = AdaptiveConfig(density=0.3, **TILES)
 
 

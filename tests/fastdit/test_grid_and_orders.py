@@ -56,7 +56,7 @@ def test_text_comes_last_in_tile_order(text_first):
     order = token_order(grid, "raster")
     video, text = (range(3, 11), range(3)) if text_first else (range(8), range(8, 11))
     assert order.tolist() == [*video, *text]
-    assert grid.segments == (8, 3)
+    assert grid.query_segments == grid.key_segments == (8, 3)
     assert grid.length == 11
 
 

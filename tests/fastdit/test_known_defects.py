@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdit
@@ -127,14 +128,20 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """The eager kernel for CPUs sorts rows by length on the host; only what comes before a kernel is looked at."""
+    monkeypatch.setattr(
+        "fastdit.attend.attend_tiles", lambda query, _k, _v, mask, **__: (query.padded(mask.q_layout), None)
+    )
+    monkeypatch.setattr(
+        "fastdit.selectors.exact_mass.block_sparse_attention", lambda query, *_, **__: (query, query.sum(-1))
+    )
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_no_selection_waits_for_the_device(name, rng, monkeypatch):
-    # The eager kernel for CPUs sorts rows by length on the host; only what comes before a kernel is looked at.
-    monkeypatch.setattr("fastdit.attend.block_sparse_attention", lambda query, *_, **__: query)
-    if name == "cached exact":
-        monkeypatch.setattr(
-            "fastdit.selectors.exact_mass.block_sparse_attention", lambda query, *_, **__: (query, query.sum(-1))
-        )
+@pytest.mark.usefixtures("no_kernel")
+def test_no_selection_waits_for_the_device(name, rng):
     grid = VideoGrid(**SIZES, text_length=11)
     qkv = tensors(rng, grid.length)
     with HostReads():
@@ -142,6 +149,44 @@ def test_no_selection_waits_for_the_device(name, rng, monkeypatch):
         result.kept_pairs()
     with pytest.raises(AssertionError, match="waits for the device"), HostReads():
         qkv[0].sum().item()
+
+
+class HostTensors(TorchFunctionMode):
+    """Refuses tensors that are made on the host: copying them to a device waits for all work under way there."""
+
+    makers = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.linspace, torch.randint)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert function not in (torch.tensor, torch.as_tensor), "numbers are copied to the device"
+        assert function not in self.makers or kwargs.get("device") is not None, f"{function} makes it on the host"
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "pyramid rows", "adaptive auto", "adaptive cover", "stale heads"])
+@pytest.mark.usefixtures("no_kernel")
+def test_nothing_is_copied_from_the_host_once_a_layer_has_run(name, rng):
+    configs = {
+        **CONFIGS,
+        "pyramid rows": PyramidConfig(level_shares={0: 0.2, 2: 0.5}, order="score", **TILES),
+        "adaptive auto": AdaptiveConfig(density=0.2, order="auto", **TILES),
+        "adaptive cover": AdaptiveConfig(density=0.2, complement="all", **TILES),
+        "stale heads": CachedConfig(source=ADAPTIVE, check_every=1, min_recall=1.0),
+    }
+    grid = VideoGrid(**SIZES, text_length=11)
+    memory, cache = RunMemory(), MaskCache()
+    qkv = tensors(rng, grid.length)
+    sparse_step(*qkv, grid, configs[name], cache, memory, CallSite(0, 0, "cond", 0))
+    refreshed = 0
+    with HostTensors():
+        for step in range(1, 4):
+            qkv = tuple(x.roll(3, 1) for x in qkv)
+            result = sparse_step(*qkv, grid, configs[name], cache, memory, CallSite(0, 0, "cond", step))
+            result.kept_pairs()
+            refreshed += 0 if result.reuse is None else result.reuse.refreshed_heads
+    assert refreshed or name != "stale heads"
+    with pytest.raises(AssertionError, match="copied"), HostTensors():
+        torch.tensor([1])
 
 
 def small(**settings):

@@ -26,6 +26,14 @@ def test_the_bound_holds_and_the_least_used_goes_first():
     assert not rebuilt
 
 
+def test_the_number_of_entries_is_bounded_too():
+    cache = MaskCache(max_entries=2)
+    for key in "abc":
+        cache.get(key, lambda: torch.zeros(1))
+    assert len(cache) == 2
+    assert cache.num_bytes == 8
+
+
 def test_an_entry_over_the_bound_is_returned_but_not_kept():
     cache = MaskCache(max_bytes=10)
     assert cache.get("big", lambda: torch.zeros(100)).numel() == 100

@@ -25,7 +25,7 @@ from fastdit.head_groups import split_heads
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
 from fastdit.run_memory import RunMemory
-from fastdit_kernels import block_sparse_attention
+from fastdit_kernels.attention import attend_tiles
 
 GRID = VideoGrid(frames=4, height=5, width=7, text_length=11, text_first=True)
 TILES = {"q_tile": 16, "kv_tile": 8}
@@ -54,10 +54,10 @@ def launches(monkeypatch):
     found = []
 
     def note(query, *rest, **options):
-        found.append(query.shape[1])
-        return block_sparse_attention(query, *rest, **options)
+        found.append(query.tokens.shape[1])
+        return attend_tiles(query, *rest, **options)
 
-    monkeypatch.setattr("fastdit.attend.block_sparse_attention", note)
+    monkeypatch.setattr("fastdit.attend.attend_tiles", note)
     return found
 
 
@@ -198,7 +198,8 @@ def test_plain_data_of_no_config_is_refused(data, message):
     [
         ({"heads": {0: "sparse"}}, "accepted are 'dense' and the config of a method"),
         ({"heads": {0: fastdit.AttentionConfig()}}, "accepted are 'dense' and the config of a method"),
-        ({"heads": {0: CachedConfig()}}, r"wrap the whole table, CachedConfig\(source=MixedConfig"),
+        ({"heads": {0: CachedConfig(mass="exact")}}, "mass='exact', which serves all heads at once"),
+        ({"heads": {0: CachedConfig(source=MixedConfig())}}, "is a table of heads"),
         ({"default": MixedConfig()}, "selects by itself"),
         ({"heads": {-1: "dense"}}, "head=-1"),
         ({"heads": {(0, 1.5): "dense"}}, "head=1.5"),
@@ -319,3 +320,42 @@ def test_a_table_of_one_method_is_that_method(tiny_wan, run, wrap):
     same = MixedConfig(heads={1: SPARSE}, default=AdaptiveConfig(density=0.4, q_tile=8, kv_tile=4))
     with fastdit.enable(tiny_wan, CachedConfig(source=same, refresh_every=1) if wrap else same):
         assert torch.equal(run(tiny_wan, steps=2), expected)
+
+
+def test_heads_that_reuse_masks_stand_beside_heads_that_do_not():
+    source = AdaptiveConfig(density=0.3, q_tile=16, kv_tile=8, min_tokens=0)
+    cached = CachedConfig(source=source, refresh_every=2, min_recall=None)
+    mixed = MixedConfig(heads={0: cached, 1: source, 2: "dense"}, default=cached)
+    grid = VideoGrid(frames=4, height=8, width=8)
+    rng = torch.Generator().manual_seed(0)
+    cache, memory = MaskCache(), RunMemory()
+    found = []
+    for step in range(3):
+        q, k, v = (torch.randn(1, grid.length, 4, 16, generator=rng) for _ in range(3))
+        result = sparse_step(q, k, v, grid, mixed, cache, memory, CallSite(0, 0, "cond", step))
+        fresh = sparse_step(q, k, v, grid, source, cache)
+        found.append((result, fresh))
+        # Whatever its neighbours do, a head without reuse gets what it would get alone.
+        assert torch.equal(result.out[:, :, 1], fresh.out[:, :, 1])
+        assert [launch.heads for launch in result.launches] == [(0, 3), (1,)]
+    masks = [launches[0].mask.to_dense() for launches in (result.launches for result, _ in found)]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[1], masks[2])
+    first, fresh = found[0]
+    assert torch.equal(first.out[:, :, [0, 3]], fresh.out[:, :, [0, 3]])
+    assert not torch.equal(found[1][0].out[:, :, 0], found[1][1].out[:, :, 0])
+    assert [result.reuse.built for result, _ in found] == [True, False, True]
+
+
+def test_rules_of_reuse_that_differ_are_launches_of_their_own():
+    source = AdaptiveConfig(density=0.3, q_tile=16, kv_tile=8, min_tokens=0)
+    often, rarely = (CachedConfig(source=source, refresh_every=n, min_recall=None) for n in (2, 5))
+    split = split_heads(MixedConfig(heads={0: often, 1: rarely, 2: source}, default=often), 4)
+    assert [tuple(head for group in launch for head in group.heads) for launch in split.launches] == [
+        (0, 3),
+        (1,),
+        (2,),
+    ]
+    # A rule for the whole table wins over those of its entries.
+    whole = split_heads(CachedConfig(source=MixedConfig(heads={0: often}, default=source)), 4)
+    assert len(whole.launches) == 1

@@ -93,7 +93,8 @@ def test_equal_keys_and_values_in_a_group_lose_nothing(grid, rng):
     # All groups of level 3 lie in runs of 8 tokens of the video; text has runs of its own.
     k, v = (
         torch.cat(
-            [part[:, :, ::8].repeat_interleave(8, 2)[:, :, : part.shape[2]] for part in x.split(grid.segments, 2)], 2
+            [part[:, :, ::8].repeat_interleave(8, 2)[:, :, : part.shape[2]] for part in x.split(grid.key_segments, 2)],
+            2,
         )
         for x in (k, v)
     )
@@ -120,7 +121,7 @@ def test_top_p_puts_just_enough_mass_on_level_0(rng):
     q, k, v = random_qkv(grid, rng)
     q = 3 * q
     mask = make(top_p=0.6, min_density=0.0, max_density=1.0).select(q, k, v, grid)
-    q_layout, kv_layout = TileLayout(grid.segments, 32), TileLayout(grid.segments, 8)
+    q_layout, kv_layout = TileLayout(grid.query_segments, 32), TileLayout(grid.key_segments, 8)
     mass = tile_scores(q, k, q_layout, kv_layout)
     fine = mask.to_dense()[..., :32]
     kept = torch.where(fine, mass, 0).sum(-1)[:, :, :8]

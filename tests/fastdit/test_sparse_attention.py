@@ -122,3 +122,20 @@ def test_what_does_not_fit_is_refused(change, message, rng):
     call = {"query": q, "key": k, "value": v, "config": AdaptiveConfig(**TILES), "grid": GRID, **change}
     with pytest.raises(fastdit.InvalidInputError, match=message):
         fastdit.sparse_attention(**call)
+
+
+REMAINDER_SETTINGS = {"q_tile": 8, "kv_tile": 4, "density": 1.0}
+REMAINDER_CONFIGS = [fastdit.AdaptiveConfig(**REMAINDER_SETTINGS), fastdit.PyramidConfig(**REMAINDER_SETTINGS)]
+
+
+@pytest.mark.parametrize("config", REMAINDER_CONFIGS, ids=["adaptive", "pyramid"])
+@pytest.mark.parametrize("text_length", [0, 3])
+def test_every_remainder_of_tiles_is_exact_at_full_density(config, text_length):
+    """Two query tiles' worth of lengths: every remainder of both tile sizes, and sequences of one tile."""
+    rng = torch.Generator().manual_seed(0)
+    for length in range(1, 2 * config.q_tile + 1):
+        tensors = [torch.randn(1, 2, length + text_length, 16, generator=rng) for _ in range(3)]
+        exact = scaled_dot_product_attention(*tensors)
+        for grid in ((length, 1, 1), (1, 1, length)):
+            out, _ = fastdit.sparse_attention(*tensors, config, grid=grid, text_length=text_length)
+            assert torch.allclose(out, exact, atol=1e-5), (length, grid)

@@ -201,7 +201,7 @@ def test_a_mask_is_built_once_for_each_geometry(rng):
         q, k, v = (torch.randn(1, grid.length, 2, 8, generator=rng) for _ in range(3))
         masks.append(sparse_step(q, k, v, grid, config, cache).mask)
     assert masks[0] is masks[1] is masks[3]
-    assert masks[2].kv_layout.segments == GRIDS[1].segments
+    assert masks[2].kv_layout.segments == GRIDS[1].key_segments
 
 
 def test_patterns_are_values_with_a_text_form():
@@ -254,8 +254,8 @@ def test_text_is_kept_by_a_pattern_that_keeps_nothing():
     grid = GRIDS[1]
     keep = select(StaticConfig(pattern="skip", q_tile=8, kv_tile=4), grid).to_dense()[0, 0]
     video_q, video_k = (
-        TileLayout(grid.segments, 8).segment_tiles(0)[0],
-        TileLayout(grid.segments, 4).segment_tiles(0)[0],
+        TileLayout(grid.query_segments, 8).segment_tiles(0)[0],
+        TileLayout(grid.key_segments, 4).segment_tiles(0)[0],
     )
     assert keep[video_q:].all()
     assert keep[:, video_k:].all()

@@ -196,7 +196,7 @@ def test_a_mask_may_serve_all_batches_and_heads(rng):
     assert torch.equal(one, each)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     q_len=st.integers(1, 150),
     kv_len=st.integers(1, 150),

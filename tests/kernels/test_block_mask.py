@@ -43,6 +43,20 @@ def test_pooled_tiles_cost_their_rows_and_cover_their_tokens():
     assert mask.coverage() == pytest.approx(32 / 64)
 
 
+@pytest.mark.parametrize("segments", [(64,), (333,), (61, 16), (64, 5), (29, 3)])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_kept_pairs_are_those_of_the_dense_table(segments, levels, rng):
+    q_layout, layout = TileLayout(segments, 32), TileLayout(segments, 8, levels)
+    keep = random_keep((2, 3, q_layout.num_tiles, layout.total_tiles), 0.6, rng)
+    mask = BlockMask.from_dense(keep, q_len=segments, kv_len=segments, q_tile=32, kv_tile=8, num_levels=levels)
+    # What is not listed does not count, whatever it names.
+    last = layout.total_tiles - 1 | (levels - 1) << LEVEL_SHIFT
+    mask = BlockMask(torch.where(mask.is_listed, mask.indices, last), mask.counts, mask.q_layout, mask.kv_layout)
+    expected = ((keep * layout.tile_rows()).sum(-1) * q_layout.tile_rows()).sum(-1)
+    assert torch.equal(mask.kept_pairs(), expected)
+    assert mask.kept_pairs() is mask.kept_pairs()
+
+
 def test_unlisted_slots_may_hold_anything():
     indices = torch.tensor([[[[1, 999_999, -5]]]], dtype=torch.int32)
     counts = torch.tensor([[[1]]], dtype=torch.int32)

@@ -51,6 +51,25 @@ def test_rows_match_the_definition(top_p, bounds, force, rng):
             assert not any(listed[len(expected) :])
 
 
+@pytest.mark.parametrize("top_p", [None, 0.3, 2.0])
+@pytest.mark.parametrize(("max_tiles", "max_forced", "slots"), [(6, 5, 6), (2, 5, 5), (30, 5, 18), (2, 30, 18)])
+def test_a_known_number_of_forced_tiles_bounds_the_slots(top_p, max_tiles, max_forced, slots, rng):
+    scores = masses(rng)
+    forced = torch.rand(Q.num_tiles, KV.num_tiles, generator=rng).argsort(-1).argsort(-1) < 5
+    settings = {"top_p": top_p, "max_tiles": max_tiles, "forced": forced}
+    expected = select_tiles(scores, Q, KV, **settings)
+    mask = select_tiles(scores, Q, KV, **settings, max_forced=max_forced)
+    assert torch.equal(mask.counts, expected.counts)
+    assert torch.equal(mask.indices, expected.indices[..., :slots])
+
+
+def test_more_forced_tiles_than_promised_stay_inside_the_list():
+    forced = torch.ones(Q.num_tiles, KV.num_tiles, dtype=torch.bool)
+    mask = select_tiles(torch.zeros(1, 1, 5, 18), Q, KV, max_tiles=2, forced=forced, max_forced=3)
+    mask.validate()
+    assert (mask.counts == 3).all()
+
+
 def test_exactly_k_are_kept_among_equals():
     mask = select_tiles(torch.zeros(1, 1, Q.num_tiles, KV.num_tiles), Q, KV, max_tiles=3)
     assert mask.indices.flatten().tolist() == [0, 1, 2] * Q.num_tiles
@@ -68,7 +87,7 @@ def test_logits_of_any_sign_can_be_ranked(rng):
 def test_the_operator_is_registered_properly(forced, top_p, rng):
     scores = masses(rng)
     pinned = None if forced is None else forced.expand(scores.shape)
-    torch.library.opcheck(torch.ops.fastdit.select_tiles.default, (scores, pinned, top_p, 1, 6, "auto"))
+    torch.library.opcheck(torch.ops.fastdit.select_tiles.default, (scores, pinned, top_p, 1, 6, "auto", 4))
 
 
 def test_wrong_inputs_are_refused():

@@ -96,6 +96,20 @@ def test_layouts_without_ragged_tiles(architecture, compile_row):
     assert not found["serialised"]
 
 
+def test_lists_of_all_sizes_share_a_compiled_kernel(tmp_path, monkeypatch):
+    """The slots of a row, and whether heads share their lists, differ from method to method."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver("sm_90"))
+    monkeypatch.setattr(triton_attention, "architecture_of", lambda device: "sm_90")
+    triton_kernels.block_sparse_forward.device_caches.clear()
+    for heads, q_tiles, slots, listed_heads in ((1, 1, 1, 1), (16, 16, 16, 16), (3, 5, 7, 1), (3, 5, 16, 3)):
+        query, key = (torch.zeros(1, heads, tiles * 128, 64, dtype=torch.bfloat16) for tiles in (q_tiles, 4))
+        lists = torch.zeros(1, listed_heads, q_tiles, slots, dtype=torch.int32).expand(1, heads, -1, -1)
+        triton_attention.attend(query, key, key, None, lists, lists[..., 0], 128, 64, 0.1)
+    (cache,) = triton_kernels.block_sparse_forward.device_caches.values()
+    assert len(cache[0]) == 1
+
+
 def test_spills_are_noticed(compile_row):
     """The checks can fail: a configuration known to be bad."""
     found = describe("sm_90", compile_row("sm_90", 128, "bfloat16", 128, 128, configuration=BAD))

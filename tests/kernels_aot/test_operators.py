@@ -3,21 +3,22 @@
 import pytest
 import torch
 import triton
-from binaries import describe
+from binaries import MATRIX_INSTRUCTION, describe
 from golden_figures import compare
 from stub_driver import MAX_SHARED_MEMORY, StubDriver
+from triton_operators import MODULES
 
 from fastdit_kernels import (
     TileLayout,
     triton_mass,
     triton_merge,
+    triton_node_errors,
     triton_pooling,
     triton_scores,
     triton_selection,
     triton_token_moves,
 )
 
-MODULES = (triton_mass, triton_merge, triton_pooling, triton_scores, triton_selection, triton_token_moves)
 LAYOUT = TileLayout((4 * 64 - 3, 20), 64, 7)
 CARDS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 IN_CI = {("sm_80", "bfloat16", 128), ("sm_90", "bfloat16", 128), ("sm_90", "float32", 128)}
@@ -81,7 +82,14 @@ def sampled_mass(x):
     triton_mass.sum_mass(x, x, torch.zeros(x.shape[2]), torch.zeros(x.shape[:3]), 4, 1, 0.1)
 
 
-@pytest.mark.parametrize("operator", [pool, tile_means, move, select, merge, mass, sampled_mass])
+def node_errors(x):
+    layout = TileLayout(LAYOUT.segments, 64, 6)
+    triton_node_errors.pyramid_errors(
+        x[0, :, :36].unflatten(1, (9, 4)), x[0], torch.zeros(2, x.shape[2], 16), layout, 0.1
+    )
+
+
+@pytest.mark.parametrize("operator", [pool, tile_means, move, select, merge, mass, sampled_mass, node_errors])
 def test_operator(operator, card, dtype, head_dim, tmp_path, monkeypatch, request):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver(card))
@@ -101,4 +109,32 @@ def test_operator(operator, card, dtype, head_dim, tmp_path, monkeypatch, reques
         assert found["shared"] <= MAX_SHARED_MEMORY[card], name
         assert found["scratch"] == 0, f"{name}: spills or local memory"
         assert not found["serialised"], name
+        if operator is node_errors:
+            assert found["opcodes"][MATRIX_INSTRUCTION.get(card, "HMMA")] > 0, name
         compare(f"{operator.__name__}-{number}-{name}-{card}-{dtype}-{head_dim}", found, write)
+
+
+def test_a_segment_of_one_token_compiles(tmp_path, monkeypatch):
+    """Triton makes an argument of 1 a number, which has no methods."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver("sm_90"))
+    for kernel in kernels():
+        kernel.device_caches.clear()
+    layout = TileLayout((1, 20), 64, 2)
+    x = torch.zeros(1, 1, layout.length, 64)
+    triton_pooling.pool_key_value(x, x, layout)
+    level_0 = TileLayout(layout.segments, 64)
+    triton_scores.tile_means(x, level_0)
+    triton_token_moves.gather_to_tiles(x, torch.arange(layout.length), level_0)
+
+
+def test_bounds_and_list_sizes_share_a_compiled_kernel(tmp_path, monkeypatch):
+    """They differ from layer to layer and from method to method."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver("sm_90"))
+    for kernel in kernels():
+        kernel.device_caches.clear()
+    for min_tiles, max_tiles in ((0, 1), (1, 16), (16, 17), (3, 5)):
+        triton_selection.select_tiles(torch.zeros(1, 2, 3, 24), None, 0.9, min_tiles, max_tiles, 24)
+    (cache,) = triton_selection.select_kernel.device_caches.values()
+    assert len(cache[0]) == 1

@@ -27,8 +27,16 @@ def test_masses_with_ties(top_p, bounds, rng):
     scores = masses(rng)
     forced = torch.rand(Q.num_tiles, KV.num_tiles, generator=rng) < 0.2
     forced[1] = True
-    for pinned in (None, forced):
-        assert_same(scores, top_p=top_p, min_tiles=bounds[0], max_tiles=bounds[1], forced=pinned)
+    for pinned, most in ((None, None), (forced, None), (forced, 8), (forced, 18)):
+        # With 8 the second row has more than was promised.
+        settings = {"min_tiles": bounds[0], "max_tiles": bounds[1], "forced": pinned, "max_forced": most}
+        got, expected = (
+            select_tiles(scores, Q, KV, top_p=top_p, implementation=name, **settings) for name in ("triton", "torch")
+        )
+        enough = torch.ones(Q.num_tiles, dtype=torch.bool)
+        enough[1] = most != 8
+        assert torch.equal(got.counts, expected.counts)
+        assert torch.equal(got.indices[:, :, enough], expected.indices[:, :, enough])
 
 
 def test_logits_of_any_sign(rng):

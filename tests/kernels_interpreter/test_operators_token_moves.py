@@ -19,3 +19,6 @@ def test_moves_match_the_twins(segments, per_head, dtype, rng):
     spread = torch.full((2, 2, buffer.shape[2], 48), torch.nan, dtype=dtype)[..., ::2]
     spread.copy_(buffer)
     assert torch.equal(scatter_from_tiles(spread, order, layout, implementation="triton"), x)
+    joined = scatter_from_tiles(spread, order, layout, token_major=True, implementation="triton")
+    assert torch.equal(joined, x)
+    assert joined.transpose(1, 2).is_contiguous()

@@ -56,6 +56,16 @@ def test_scenes_repeat_by_seed_and_stay_inside_the_frame():
                 assert max(ends) <= 1 - item.radius - MARGIN + 1e-6
 
 
+def test_the_object_named_first_is_the_upper_or_left_one():
+    sampler = SceneSampler(0, two_object_share=1.0)
+    relations = set()
+    for scene in (sampler.sample() for _ in range(200)):
+        axis = 1 if scene.objects[0].direction in ("left", "right") else 0
+        assert scene.objects[0].start[axis] < scene.objects[1].start[axis]
+        relations.add(scene.relation)
+    assert relations == {"and", "above", "left of"}
+
+
 def test_rendering_is_the_same_scene_at_every_size():
     small, large = render(scene(), 5, 32, 32), render(scene(), 9, 64, 64)[::2]
     pooled = torch.nn.functional.avg_pool2d(large, 2)

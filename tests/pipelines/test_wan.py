@@ -6,18 +6,12 @@ import weakref
 
 import pytest
 import torch
+from sparse_runs import NO_DENSE, small
 from torch import nn
 
 import fastdit
 from fastdit_pipelines.tiny.components import TEXT_DIM
 from fastdit_pipelines.wan import finish, project
-
-NO_DENSE = fastdit.Schedule(dense_steps=0, dense_layers=())
-
-
-def small(**settings):
-    settings = {"schedule": NO_DENSE, "density": 0.4, **settings}
-    return fastdit.AdaptiveConfig(q_tile=8, kv_tile=4, min_tokens=0, **settings)
 
 
 def processors(pipe):
@@ -252,12 +246,22 @@ def test_backend_choice_reaches_the_original(tiny_wan):
     _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
 
 
-def test_context_parallelism_is_refused(tiny_wan, run):
-    with fastdit.enable(tiny_wan, small()):
-        tiny_wan.transformer.blocks[0].attn1.processor._parallel_config = object()
-        with pytest.raises(fastdit.UnsupportedModelError, match="context parallelism"):
+@pytest.mark.parametrize("method", ["mixed", "cached"])
+def test_context_parallelism_is_refused_where_heads_are_counted(tiny_wan, run, method):
+    from diffusers import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ParallelConfig
+
+    table = fastdit.MixedConfig(heads={0: "dense"}, min_tokens=0, schedule=NO_DENSE)
+    config = table if method == "mixed" else fastdit.CachedConfig(source=table, min_tokens=0, schedule=NO_DENSE)
+    with fastdit.enable(tiny_wan, config):
+        processor = tiny_wan.transformer.blocks[0].attn1.processor
+        processor._parallel_config = ParallelConfig(ContextParallelConfig(ulysses_degree=2))
+        with pytest.raises(fastdit.UnsupportedModelError, match="context parallelism with MixedConfig"):
             run(tiny_wan)
-        tiny_wan.transformer.blocks[0].attn1.processor._parallel_config = None
+        processor._parallel_config = ParallelConfig()
+        with pytest.raises(fastdit.UnsupportedModelError, match="tensor parallelism"):
+            run(tiny_wan)
+        processor._parallel_config = None
 
 
 def test_a_wrapper_put_on_after_us_survives_disable(tiny_wan, run):
@@ -297,6 +301,8 @@ def test_unsupported_things_are_named():
     with pytest.raises(fastdit.UnsupportedModelError, match=r"Linear is not supported; .* WanTransformer3D"):
         fastdit.enable(nn.Linear(1, 1))
     with pytest.raises(fastdit.ConfigError, match="AdaptiveConfig"):
+        fastdit.enable(nn.Linear(1, 1), 0.5)
+    with pytest.raises(fastdit.PlanError, match="plan 'adaptive' cannot be read"):
         fastdit.enable(nn.Linear(1, 1), "adaptive")
 
 
@@ -318,3 +324,27 @@ def test_the_old_form_of_the_cache_context(tiny_wan):
         hook = tiny_wan.transformer._diffusers_hook.get_hook("fastdit")
         hook.context.set_context("uncond")
         assert session.clock.begin_forward(0).branch == "uncond"
+
+
+def test_an_unknown_processor_is_refused_and_nothing_is_changed(tiny_wan):
+    class Foreign:
+        def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb):
+            return hidden_states
+
+    first, last = tiny_wan.transformer.blocks[0].attn1, tiny_wan.transformer.blocks[-1].attn1
+    before, last.processor = first.processor, Foreign()
+    with pytest.raises(fastdit.UnsupportedModelError, match="Foreign is not known"):
+        fastdit.enable(tiny_wan, small())
+    assert first.processor is before
+
+
+def test_a_processor_with_other_parameters_is_refused(tiny_wan):
+    base = type(tiny_wan.transformer.blocks[0].attn1.processor)
+
+    class Newer(base):
+        def __call__(self, attn, hidden_states, encoder_hidden_states, mask, rotary_emb):
+            return hidden_states
+
+    tiny_wan.transformer.blocks[0].attn1.processor = Newer()
+    with pytest.raises(fastdit.UnsupportedModelError, match=r"takes .*mask, rotary_emb"):
+        fastdit.enable(tiny_wan, small())

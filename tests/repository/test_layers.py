@@ -17,9 +17,10 @@ PACKAGES = {
 # What each room may import, besides itself and the standard library.
 MAY_IMPORT = {
     "fastdit_kernels": {"torch", "triton"},
-    "fastdit": {"fastdit_kernels", "torch"},
+    "fastdit": {"fastdit_kernels", "torch", "numpy", "pydantic", "scipy", "skimage", "tqdm"},
     "fastdit_pipelines": {
         "fastdit",
+        "accelerate",
         "diffusers",
         "transformers",
         "torch",
@@ -29,19 +30,36 @@ MAY_IMPORT = {
         "skimage",
         "imageio",
     },
-    "fastdit_eval": {"fastdit", "fastdit_kernels", "numpy", "skimage", "matplotlib", "torch"},
-    "fastdit_ui": {"fastdit", "fastdit_eval", "gradio"},
+    "fastdit_eval": {
+        "fastdit",
+        "fastdit_kernels",
+        "numpy",
+        "scipy",
+        "skimage",
+        "matplotlib",
+        "torch",
+        "imageio",
+        "imageio_ffmpeg",
+        "torchmetrics",
+        "lpips",
+        "cv2",
+        "jinja2",
+        "tqdm",
+    },
+    # Frames are arrays; plots and pictures of patches are drawn here.
+    "fastdit_ui": {"fastdit", "fastdit_eval", "gradio", "numpy", "matplotlib", "PIL"},
 }
 # The command line is the one place that brings the rooms together, and only when a command is called.
 CLI_MAY_IMPORT = {"cyclopts", "rich"}
-CLI_MAY_IMPORT_LAZILY = {"fastdit_pipelines", "fastdit_eval", "fastdit_ui"}
+CLI_MAY_IMPORT_LAZILY = {"fastdit_pipelines", "fastdit_eval", "fastdit_ui", "accelerate"}
 # Inside the heart, lowest floor first; a module imports from lower floors or its own.
 FLOORS = [
-    {"errors", "validation", "environment"},
+    {"errors", "validation", "environment", "whole_files"},
     {"grid"},
-    {"orders", "attention_profile", "recall"},
+    {"orders", "attention_profile", "recall", "fidelity", "spans"},
     {"selectors"},
     {"schedule", "config"},
+    {"plan", "plan_config", "plan_reading", "plan_tables"},
     {
         "clock",
         "mask_cache",
@@ -54,12 +72,18 @@ FLOORS = [
         "statistics",
         "compensation",
         "attend",
+        "compiled",
+        "guard",
+        "ragged_text",
+        "layer_slot",
         "session",
         "report",
     },
     {"adapters"},
     {"api", "sparse_attention"},
-    {"probe", "capture"},
+    {"probe", "capture", "recorded_call", "recorder", "recorded_run"},
+    {"search"},
+    {"forecast", "gain_forecast"},
     {"__init__"},
     {"cli"},
 ]
@@ -172,5 +196,6 @@ def test_files_and_functions_stay_readable():
                     body = node.body[1:] if ast.get_docstring(node) else node.body
                     length = (node.end_lineno - body[0].lineno + 1) if body else 0
                     # A GPU kernel is compiled as a whole; the compiler passes it needs do not all see through calls.
-                    is_kernel = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+                    decorators = map(ast.unparse, node.decorator_list)
+                    is_kernel = any(decorator.startswith("triton.jit") for decorator in decorators)
                     assert length <= (80 if is_kernel else 50), f"{path.name}: {node.name} has {length} lines"

@@ -1,1 +1,1 @@
-"""The Gradio app. Not built yet: this version ships the package name alone."""
+"""The Gradio app: generate, compare, look inside, search, and a library of runs."""

@@ -23,8 +23,6 @@ MAX_EAGER_SCORES = 1 << 26
 # Largest tile of the compiled kernel; a tile of ours is one or several of those.
 MAX_BLOCK_M, MAX_BLOCK_N, MIN_BLOCK = 128, 64, 16
 
-MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
 
 def attend(
     query: torch.Tensor,

@@ -22,7 +22,7 @@ _TAIL_BITS = tl.constexpr((1 << TAIL_SHIFT) - 1)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def partition_entries(
     entries, counts, tails, sorted_entries, exact_counts, slots, KV_TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -101,7 +101,8 @@ def _accumulate(probabilities, values, accumulator, row_max, row_sum, new_max, P
     return accumulator, row_sum
 
 
-@triton.jit
+# Sizes of lists differ with the method and its density: one compiled kernel for all.
+@triton.jit(do_not_specialize=["heads", "q_tiles", "slots", "list_batch_stride", "list_head_stride"])
 def block_sparse_forward(
     query,
     key,

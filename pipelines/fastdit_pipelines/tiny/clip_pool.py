@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from fastdit_pipelines.tiny.run_directory import save_whole
 from fastdit_pipelines.tiny.world import SceneSampler, render
 
-# More than a generation asks for: two objects are harder.
-TWO_OBJECT_SHARE = 0.4
+# More than a generation asks for: two objects are harder, and the many pairs must not be learnt by heart.
+TWO_OBJECT_SHARE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)

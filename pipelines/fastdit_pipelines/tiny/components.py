@@ -6,9 +6,11 @@ import string
 from itertools import chain
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from fastdit_pipelines.tiny.placed_transformer import PlacedWanTransformer3DModel
+from fastdit_pipelines.tiny.word_order import mark_word_order
 from fastdit_pipelines.tiny.world import BACKGROUNDS, COLORS, DIRECTIONS, RELATIONS, SHAPES, SPEEDS
 
 TEXT_DIM = 64
@@ -71,9 +73,9 @@ def build_vae() -> AutoencoderKLWan:
     )
 
 
-def build_transformer() -> WanTransformer3DModel:
+def build_transformer() -> PlacedWanTransformer3DModel:
     """Six blocks of width 128 with four heads of 32; one token is a 2 x 2 patch of latents."""
-    return WanTransformer3DModel(
+    transformer: PlacedWanTransformer3DModel = PlacedWanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
         attention_head_dim=32,
@@ -86,6 +88,7 @@ def build_transformer() -> WanTransformer3DModel:
         cross_attn_norm=True,
         rope_max_seq_len=256,
     )
+    return transformer
 
 
 def build_scheduler() -> UniPCMultistepScheduler:
@@ -102,9 +105,11 @@ def build_pipeline(seed: int = 0) -> WanPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
+        text_encoder = build_text_encoder(len(tokenizer))
+        mark_word_order(text_encoder, tokenizer)
         return WanPipeline(
             tokenizer=tokenizer,
-            text_encoder=build_text_encoder(len(tokenizer)),
+            text_encoder=text_encoder,
             vae=build_vae().eval(),
             scheduler=build_scheduler(),
             transformer=build_transformer().eval(),

@@ -9,7 +9,6 @@ import torch
 
 from fastdit_pipelines.tiny.world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SPEEDS, MovingObject, Scene, render
 
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 Size = tuple[int, int, int]
 
 

@@ -11,13 +11,18 @@ from fastdit_pipelines.tiny.caption_padding import PIPELINE_LENGTH, padded_capti
 from fastdit_pipelines.tiny.clip_pool import ClipPool, ClipSize
 from fastdit_pipelines.tiny.frame_subset import SubsetDraw, draw_frames, placed_frames
 
+# Latents in a row of the default frame of 96 pixels.
+DEFAULT_WIDTH = 24
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a step asks of the model, beside the clip size.
 
     Args:
-        flow_shift: Shift `s` of the noise levels `sigma = s u / (1 + (s - 1) u)`, `u = sigmoid(normal)`.
+        flow_shift: Shift `s` of the noise levels `sigma = s u / (1 + (s - 1) u)`, `u = sigmoid(normal)`, for one or two
+            latent frames of 24 x 24; of `n` frames of `w x w`, which show more through the same noise, it is
+            `s (n / 2) ** 0.45 w / 24`.
         caption_dropout: Share of clips trained with an empty caption, for classifier-free guidance.
         text_length: Tokens that captions are padded to in training.
         padding_share: Captions count as padded to a length drawn between `text_length` and the stock pipeline's 512,
@@ -55,7 +60,8 @@ def flow_matching_loss(
     clips = pool.latents[picked][:, :, frames].float().to(device)
     noise = torch.randn(clips.shape, generator=generator).to(device)
     uniform = torch.sigmoid(torch.randn(batch_size, generator=generator)).to(device)
-    sigma = task.flow_shift * uniform / (1 + (task.flow_shift - 1) * uniform)
+    shift = task.flow_shift * (max(len(frames), 2) / 2) ** 0.45 * clips.shape[-1] / DEFAULT_WIDTH
+    sigma = shift * uniform / (1 + (shift - 1) * uniform)
     weight = sigma.view(-1, 1, 1, 1, 1)
     most = PIPELINE_LENGTH - task.text_length + 1
     padding = round(most ** (task.padding_share * torch.rand((), generator=generator).item()))

@@ -8,7 +8,6 @@ A run's folder holds `suite.json`, `run.json` (what the run was made with; `run_
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,39 +20,12 @@ from tqdm.auto import tqdm
 
 import fastdit
 from fastdit.errors import ConfigError, OutputError
+from fastdit.whole_files import write_json
 from fastdit_pipelines.generation import Frames, GenerationSettings, generate, write_video
 from fastdit_pipelines.tiny.caption import AskedScene, parse_caption
 from fastdit_pipelines.tiny.judge import judge_clip
 from fastdit_pipelines.tiny.reading import read_clip
 from fastdit_pipelines.tiny.suite import Sample, build_suite, prompt_of_file, vbench_results
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write in one step: a kill leaves the old file or the new one, never half."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(data, indent=2) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}; give a writable folder") from error
-
-
-def begin_run(folder: Path, record: dict[str, Any], name: str = "run.json") -> None:
-    """Write what the run is made with, or check that the folder holds a run of the same settings.
-
-    Raises:
-        ConfigError: The folder holds another run.
-    """
-    path = folder / name
-    record = json.loads(json.dumps(record))
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        other = [key for key in record if earlier.get(key) != record[key]]
-        if other:
-            given = "; ".join(f"{key}={record[key]!r}, there it was {earlier.get(key)!r}" for key in other)
-            raise ConfigError(f"output {str(folder)!r} holds a run with other settings ({given}): give another folder")
-    write_json(path, record)
 
 
 def write_suite(folder: Path, samples: Sequence[Sample]) -> None:
@@ -74,7 +46,7 @@ def judge_samples(
 
     Args:
         pipe: A pipeline that is not enabled.
-        samples: What to make.
+        samples: What to make; the share of this process.
         call: Call arguments but prompt and seed.
         fps: Frames per second of the written videos.
         config: Sparse method, `None` for the stock pipeline.
@@ -100,10 +72,23 @@ def judge_samples(
                 "seed": sample.seed,
                 "two_objects": sample.two_objects,
                 "video_path": f"videos/{row}/{video.name}",
-                **_judged(frames, parse_caption(sample.prompt)),
+                **judge_frames(frames, parse_caption(sample.prompt)),
             }
             write_json(target, result)
             results.append(result)
+    return results
+
+
+def collect_results(samples: Sequence[Sample], folder: Path, row: str) -> list[dict[str, Any]] | None:
+    """What `judge_samples` wrote of these samples in all processes, and `<row>_eval_results.json` of it.
+
+    Returns:
+        As `judge_samples`; `None` while a sample has no result yet.
+    """
+    files = [folder / "results" / row / f"{sample.name}.json" for sample in samples]
+    if not all(file.exists() for file in files):
+        return None
+    results = [json.loads(file.read_text()) for file in files]
     write_json(folder / f"{row}_eval_results.json", vbench_results(results))
     return results
 
@@ -119,7 +104,7 @@ def judge_videos(videos: Path, prompts: Path | None = None) -> list[dict[str, An
     Raises:
         ConfigError: There are no videos, one cannot be read, or its prompt is missing.
     """
-    files = sorted(videos.glob("*.mp4")) if videos.is_dir() else []
+    files = sorted(videos.glob("[!.]*.mp4")) if videos.is_dir() else []
     if not files:
         raise ConfigError(f"videos={str(videos)!r}: accepted is a folder with .mp4 files")
     beside = videos / "prompts.json"
@@ -138,7 +123,7 @@ def judge_videos(videos: Path, prompts: Path | None = None) -> list[dict[str, An
         prompt, scene = asked[path]
         two_objects = len(scene.objects) == 2
         results.append(
-            {"prompt": prompt, "two_objects": two_objects, "video_path": str(path), **_judged(frames, scene)}
+            {"prompt": prompt, "two_objects": two_objects, "video_path": str(path), **judge_frames(frames, scene)}
         )
     return results
 
@@ -168,7 +153,13 @@ def _read_prompts(path: Path) -> dict[str, str]:
     raise ConfigError(f"prompts={str(path)!r}: {accepted}")
 
 
-def _judged(frames: Frames, asked: AskedScene) -> dict[str, Any]:
+def judge_frames(frames: Frames, asked: AskedScene) -> dict[str, Any]:
+    """`verdicts` and `scores` of one video, by dimension.
+
+    Args:
+        frames: `[F, H, W, 3]` in [0, 1].
+        asked: From `parse_caption`.
+    """
     judgement = judge_clip(read_clip(torch.from_numpy(frames).permute(0, 3, 1, 2)), asked)
     return {"verdicts": judgement.verdicts, "scores": judgement.scores}
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastdit.whole_files import whole_file, write_json
+
 
 def save_whole(data: object, path: Path) -> None:
     """`torch.save` in one step: `path` holds all of the data, or what it held before."""
-    partial = path.with_suffix(".partial")
-    torch.save(data, partial)
-    os.replace(partial, path)
+    # Into an open file: of a path, the archive would keep the temporary name.
+    with whole_file(path) as partial, partial.open("wb") as file:
+        torch.save(data, file)
 
 
 class RunDirectory:
@@ -44,7 +45,7 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Record the settings of the run."""
-        self.config.write_text(json.dumps(config, indent=2) + "\n")
+        write_json(self.config, config)
 
     def log(self, step: int, **values: float) -> None:
         """Append one point of the loss curve."""
@@ -56,4 +57,5 @@ class RunDirectory:
         if not self.curve.exists():
             return
         kept = [line for line in self.curve.read_text().splitlines() if json.loads(line)["step"] <= step]
-        self.curve.write_text("".join(line + "\n" for line in kept))
+        with whole_file(self.curve) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))

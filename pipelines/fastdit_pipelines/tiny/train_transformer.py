@@ -23,7 +23,7 @@ class Stage:
     Args:
         clip_sizes: Sizes with batch sizes, pools and weights.
         num_steps: Optimiser steps.
-        flow_shift: Shift of the noise levels; higher for more tokens, which show more through the same noise.
+        flow_shift: Shift of the noise levels of one or two latent frames (`flow_matching.Task`).
         rate: Factor on the learning rates at the start of the stage.
         final_rate: Factor at its end (linear in between).
         padding_share: Share of the padding of captions that is reached at its end, from that of the stage before.
@@ -39,51 +39,70 @@ class Stage:
 
 def _default_size(latent_frames: int | None, batch_size: int, weight: float) -> ClipSize:
     return ClipSize(
-        num_frames=57, size=96, batch_size=batch_size, pool_size=2000, weight=weight, latent_frames=latent_frames
+        num_frames=57, size=96, batch_size=batch_size, pool_size=4000, weight=weight, latent_frames=latent_frames
     )
 
 
-def _larger_size(latent_frames: int, batch_size: int, weight: float) -> ClipSize:
+def _larger_size(latent_frames: int | None, batch_size: int, weight: float) -> ClipSize:
     return ClipSize(
         num_frames=57, size=144, batch_size=batch_size, pool_size=300, weight=weight, latent_frames=latent_frames
     )
 
 
-# One or two frames show colours, shapes and directions at a tenth of the cost of a clip; whole clips come last.
+# One or two frames show colours, shapes, directions and which attribute belongs to which object at a tenth of the cost
+# of a clip; whole clips come next, and the larger size last.
 DEFAULT_STAGES = (
     Stage(
-        clip_sizes=(_default_size(1, 16, 0.25), _default_size(2, 16, 0.55), _default_size(4, 8, 0.2)),
-        num_steps=20_000,
-        flow_shift=3.0,
+        clip_sizes=(_default_size(1, 32, 0.4), _default_size(2, 16, 0.45), _default_size(4, 8, 0.15)),
+        num_steps=12_000,
+        flow_shift=5.0,
         rate=1.0,
         final_rate=0.5,
     ),
     Stage(
         clip_sizes=(
+            _default_size(1, 32, 0.1),
             _default_size(2, 16, 0.3),
-            _default_size(4, 8, 0.3),
+            _default_size(4, 8, 0.25),
             _default_size(8, 4, 0.15),
-            _default_size(9, 4, 0.1),
-            _larger_size(1, 8, 0.05),
+            _default_size(None, 2, 0.1),
             _larger_size(2, 8, 0.1),
         ),
-        num_steps=8000,
+        num_steps=6000,
         flow_shift=4.0,
         rate=0.5,
         final_rate=0.2,
     ),
     Stage(
         clip_sizes=(
-            _default_size(4, 8, 0.25),
-            _default_size(8, 4, 0.25),
-            _default_size(9, 4, 0.15),
-            _default_size(None, 2, 0.25),
+            _default_size(2, 16, 0.1),
+            _default_size(4, 8, 0.2),
+            _default_size(8, 4, 0.2),
+            _default_size(9, 4, 0.1),
+            _default_size(None, 2, 0.3),
             _larger_size(2, 8, 0.1),
         ),
         num_steps=4000,
-        flow_shift=5.0,
+        flow_shift=4.0,
         rate=0.2,
         final_rate=0.02,
+    ),
+    Stage(
+        clip_sizes=(
+            _larger_size(1, 16, 0.13),
+            _larger_size(2, 8, 0.27),
+            _larger_size(4, 4, 0.14),
+            _larger_size(8, 4, 0.1),
+            _larger_size(None, 2, 0.04),
+            _default_size(2, 16, 0.1),
+            _default_size(4, 8, 0.05),
+            _default_size(8, 4, 0.07),
+            _default_size(None, 2, 0.1),
+        ),
+        num_steps=2000,
+        flow_shift=4.0,
+        rate=0.25,
+        final_rate=0.005,
     ),
 )
 

@@ -147,10 +147,9 @@ class SceneSampler:
         whole, halves = (0.0, 1.0), ((0.0, 0.5), (0.5, 1.0))
         lanes = [(whole, half) if stacked else (half, whole) for half in halves]
         pair = [self._object(triples, PAIR_RADIUS, lane) for lane in lanes]
-        if self._uniform(0.0, 1.0) < 0.5:
-            return Scene(objects=(pair[0], pair[1]), background=background, relation="above" if stacked else "left of")
-        order = pair if self._uniform(0.0, 1.0) < 0.5 else pair[::-1]
-        return Scene(objects=(order[0], order[1]), background=background)
+        # The object named first is the upper or left one, also after "and": a small model need not choose.
+        relation = "and" if self._uniform(0.0, 1.0) < 0.5 else "above" if stacked else "left of"
+        return Scene(objects=(pair[0], pair[1]), background=background, relation=relation)
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from skimage.metrics import mean_squared_error, structural_similarity
 
 from fastdit.errors import InvalidInputError
 
@@ -42,23 +41,43 @@ def measure_fidelity(reference: npt.NDArray[np.float32], other: npt.NDArray[np.f
     Raises:
         InvalidInputError: The shapes differ.
     """
+    psnr = psnr_per_frame(reference, other)
+    ssim = ssim_per_frame(reference, other)
+    return Fidelity(float(np.mean(psnr)), None if ssim is None else float(np.mean(ssim)))
+
+
+def psnr_per_frame(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> list[float]:
+    """PSNR of each frame in dB, at most 100; arguments and errors as in `measure_fidelity`."""
+    _check_shapes(reference, other)
+    return [_psnr(a, b) for a, b in zip(reference, other, strict=True)]
+
+
+def ssim_per_frame(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> list[float] | None:
+    """SSIM of each frame, `None` for frames smaller than the window; else as `psnr_per_frame`."""
+    _check_shapes(reference, other)
+    if min(reference.shape[1:3]) < SSIM_WINDOW:
+        return None
+    return [_ssim(a, b) for a, b in zip(reference, other, strict=True)]
+
+
+def _check_shapes(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> None:
     if reference.shape != other.shape or reference.ndim != 4:
         raise InvalidInputError(
             f"videos of shape {reference.shape} and {other.shape}: accepted are two equal shapes [F, H, W, 3]"
         )
-    psnr = [_psnr(a, b) for a, b in zip(reference, other, strict=True)]
-    ssim = None
-    if min(reference.shape[1:3]) >= SSIM_WINDOW:
-        ssim = float(np.mean([_ssim(a, b) for a, b in zip(reference, other, strict=True)]))
-    return Fidelity(float(np.mean(psnr)), ssim)
 
 
 def _psnr(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    # Imported here: it brings SciPy's statistics, which would double the time that importing fastdit takes.
+    from skimage.metrics import mean_squared_error
+
     error = float(mean_squared_error(a, b))
     return IDENTICAL_PSNR if error < 1e-10 else min(IDENTICAL_PSNR, -10 * float(np.log10(error)))
 
 
 def _ssim(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    from skimage.metrics import structural_similarity
+
     return float(
         structural_similarity(
             a,

@@ -1,0 +1,236 @@
+"""What each mode costs and errs, per head: measured on sampled query rows inside dense generations.
+
+At one step of each phase the first guidance branch is looked at. In every layer each mode selects its tiles as it would
+in use, and its output on a few query rows is compared with exact attention. Then the whole transformer is run again
+with one layer sparse at a time: how far its output moves is the gain of the layer, i.e. how much the layer's error
+matters to the model's output, whatever lies between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fastdit.attend import choose_tiles
+from fastdit.config import AttentionConfig, CachedConfig
+from fastdit.grid import VideoGrid
+from fastdit.layer_slot import ForwardState, LayerSlot
+from fastdit.mask_reuse import CallSite
+from fastdit.plan import TransformerIdentity
+from fastdit.plan_config import identify
+from fastdit.probe import AttentionProbe
+from fastdit.run_memory import RunMemory
+from fastdit.search.ladder import Mode, numbered_orders
+from fastdit.search.measuring_session import MeasuringSession, MeasuringSlot
+from fastdit.search.mode_figures import FloatArray, IntArray, ModeFigures, measure_mode, output_grams
+from fastdit.search.replay import RecordedCalls, sample_of
+
+Place = tuple[int, int]
+
+
+class MeasuringDoneError(Exception):
+    """Raised through a pipeline whose run has been measured and is not needed any further."""
+
+
+class ModeProbe(AttentionProbe):
+    """Context manager that measures modes during a dense run; the pipeline is restored on exit.
+
+    Args:
+        pipe: A pipeline that is not enabled.
+        steps: Denoising steps to measure at.
+        modes: Modes by name; dense ones cost 1 and err 0.
+        gain_mode: Name of the mode that layers take when their gain is measured; `None` measures no gains.
+        phase_at: Phase of a step; heads may settle their orders anew in each.
+        build_steps: Steps in which cached modes build the masks that they are measured with later in the phase.
+        record_before: Outputs of calls in earlier steps are kept in `recorded`.
+        stops: End the run with `MeasuringDoneError` once all is measured.
+        given: Orders that heads take, of each transformer the numbers `[phases, layers, heads, modes]` that another
+            probe found (`orders`); `None` settles them.
+
+    Attributes:
+        errors: Mean squared error of the sampled outputs behind the output projection, `{(transformer, layer, step):
+            [H, modes]}`.
+        relatives: The same before the projection, over the mean square of the exact output.
+        densities: Share of scores computed, likewise.
+        recalls: Recall on the sampled rows, likewise; what a guard may hold heads to.
+        orders: Numbers of the orders that all these were measured with, likewise, see `ModeFigures`.
+        gains: Mean squared change of the transformer's output over the summed error of the layer's heads,
+            `{(transformer, layer, step): gain}`.
+        grid: Geometry of the run.
+    """
+
+    slot_class = MeasuringSlot
+    session_class = MeasuringSession
+
+    def __init__(
+        self,
+        pipe: Any,
+        steps: Collection[int],
+        modes: Mapping[str, Mode],
+        gain_mode: str | None = None,
+        phase_at: Callable[[int], int] = lambda step: 0,
+        build_steps: Collection[int] = (),
+        record_before: int = 0,
+        stops: bool = False,
+        given: Sequence[IntArray] | None = None,
+    ) -> None:
+        super().__init__(pipe, {*steps, *build_steps})
+        self.phase_at = phase_at
+        self.measured_steps, self.stops, self.given = frozenset(steps), stops, given
+        self.recorded = RecordedCalls(record_before)
+        self.modes = dict(modes)
+        self.gain_mode = gain_mode
+        self.sparse_place: Place | None = None
+        self.errors: dict[tuple[int, int, int], FloatArray] = {}
+        self.densities: dict[tuple[int, int, int], FloatArray] = {}
+        self.recalls: dict[tuple[int, int, int], FloatArray] = {}
+        self.relatives: dict[tuple[int, int, int], FloatArray] = {}
+        self.orders: dict[tuple[int, int, int], IntArray] = {}
+        self.gains: dict[tuple[int, int, int], float] = {}
+        self.grid: VideoGrid | None = None
+        self.identities: list[TransformerIdentity] = []
+        self._gained: set[tuple[int, int]] = set()
+        # Orders that a method settles on are the same at all its densities, so they are settled once.
+        self._memories: dict[Hashable, RunMemory] = {}
+        self._grams: dict[Place, torch.Tensor | None] = {}
+
+    @property
+    def gain_config(self) -> AttentionConfig:
+        """The mode of `gain_mode`."""
+        assert self.gain_mode is not None, "asked only where gains are measured"
+        config = self.modes[self.gain_mode]
+        assert isinstance(config, AttentionConfig), "gains are measured with a sparse mode"
+        return config
+
+    @property
+    def gain_column(self) -> int:
+        """Number of `gain_mode` among the modes."""
+        return list(self.modes).index(self.gain_mode or "")
+
+    def measure(
+        self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """Measure one layer that is wanted; all tensors are `[B, S, H, D]`."""
+        assert self._session is not None, "measuring happens inside the context"
+        whole = self._session.current_forward(slot.transformer)
+        # With all text tokens: `forward` may have those of one batch entry alone.
+        self.grid = forward.grid if whole is None else whole.grid
+        step, heads = forward.tick.step, query.shape[2]
+        place = (slot.transformer, slot.layer, step)
+        site = CallSite(slot.transformer, slot.layer, str(forward.tick.branch), step, self.phase_at(step))
+        if step not in self.measured_steps:
+            self._build_masks(site, forward.grid, query, key, value)
+            return
+        found: list[ModeFigures] = []
+        for name, mode in self.modes.items():
+            if not isinstance(mode, AttentionConfig):
+                zeros, ones = np.zeros(heads), np.ones(heads)
+                found.append(ModeFigures(zeros, ones, ones, zeros, np.full(heads, -1)))
+                continue
+            memory, grams = self._memory(name, mode), self._grams[slot.transformer, slot.layer]
+            cache = self._session.cache
+            own = self._ordered(site, name, mode)
+            found.append(measure_mode(query, key, value, forward.grid, mode, cache, memory, own, grams))
+        self.errors[place] = np.stack([one.error for one in found], 1)
+        self.densities[place] = np.stack([one.density for one in found], 1)
+        self.recalls[place] = np.stack([one.recall for one in found], 1)
+        self.relatives[place] = np.stack([one.relative for one in found], 1)
+        self.orders[place] = np.stack([one.orders for one in found], 1)
+
+    def _build_masks(
+        self, site: CallSite, grid: VideoGrid, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        """What cached modes do at the beginning of a phase."""
+        assert self._session is not None, "measuring happens inside the context"
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        for name, mode in self.modes.items():
+            if isinstance(mode, CachedConfig):
+                own, memory = self._ordered(site, name, mode), self._memory(name, mode)
+                choose_tiles(query, key, value, grid, mode, self._session.cache, memory, own)
+
+    def _ordered(self, site: CallSite, name: str, mode: Mode) -> CallSite:
+        """The call with the orders that a mode is given in it."""
+        if self.given is None:
+            return site
+        numbers = self.given[site.transformer][site.phase, site.layer, :, list(self.modes).index(name)]
+        return replace(site, orders=numbered_orders(mode, numbers.tolist()))
+
+    def gain_site(self, step: int) -> CallSite:
+        """The call of the layer that is sparse in a repeated call, in the orders that its error was measured with."""
+        assert self.sparse_place is not None, "asked while a call is repeated"
+        transformer, layer = self.sparse_place
+        numbers = self.orders[transformer, layer, step][:, self.gain_column]
+        orders = numbered_orders(self.gain_config, numbers.tolist())
+        return CallSite(transformer, layer, "", step, self.phase_at(step), orders=orders)
+
+    def _memory(self, name: str, mode: AttentionConfig) -> RunMemory:
+        source = mode.source if isinstance(mode, CachedConfig) else mode
+        alike = source.method, source.order_pairs, source.q_tile, source.kv_tile
+        shared = self._memories.setdefault(alike, RunMemory())
+        if not isinstance(mode, CachedConfig):
+            return shared
+        if name not in self._memories:
+            # Masks of its own, orders those of its method.
+            self._memories[name] = RunMemory()
+            self._memories[name].orders = shared.orders
+        return self._memories[name]
+
+    def executed(self) -> NDArray[np.bool_]:
+        """Whether a transformer ran in a step, bool `[transformers, steps]`; known once a run is over."""
+        session = self._session
+        assert isinstance(session, MeasuringSession), "asked after a run"
+        found = np.zeros((len(self.found), session.num_steps), np.bool_)
+        for transformer, step in session.executed:
+            found[transformer, step] = True
+        return found
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        assert self._session is not None, "just opened"
+        for number, (_, module, adapter) in enumerate(self.found):
+            sites = adapter.sites(module)
+            self.identities.append(identify(module, sites))
+            for layer, (_, site) in enumerate(sites):
+                self._grams[number, layer] = output_grams(site) if self.measured_steps else None
+            handle = module.register_forward_hook(self._after_forward(number), with_kwargs=True)
+            self._session.push_undo(handle.remove)
+        return self
+
+    def _after_forward(self, number: int) -> Any:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            session = self._session
+            assert isinstance(session, MeasuringSession), "hooks live inside the context"
+            forward = session.current_forward(number)
+            if session.repeating or forward is None:
+                return
+            step = forward.tick.step
+            self.recorded.add(step, output)
+            if self.gain_mode is not None and step in self.measured_steps and (number, step) not in self._gained:
+                self._gained.add((number, step))
+                self._measure_gains(session, number, step, output, lambda: module(*args, **kwargs))
+            if self.stops and step >= max(self.measured_steps):
+                raise MeasuringDoneError
+
+        return after
+
+    def _measure_gains(
+        self, session: MeasuringSession, number: int, step: int, output: Any, repeat: Callable[[], Any]
+    ) -> None:
+        before = sample_of(output).float()
+        layers = [layer for place, layer, at in self.errors if (place, at) == (number, step)]
+        session.repeating = True
+        try:
+            for layer in layers:
+                self.sparse_place = (number, layer)
+                moved = (sample_of(repeat()).float() - before).square().mean().item()
+                caused = self.errors[number, layer, step][:, self.gain_column].sum()
+                # A mode that errs nowhere, e.g. because its least number of tiles are all, says nothing of gains.
+                self.gains[number, layer, step] = moved / caused if caused > 0 else 1.0
+        finally:
+            session.repeating, self.sparse_place = False, None

@@ -1,0 +1,81 @@
+"""What a promise of quality means for the figures of a few prompts: by how many dB they keep it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastdit.errors import ConfigError
+from fastdit.search.results import Arrays
+from fastdit.search.settings import SearchSettings
+
+# Nine of ten prompts are to be no more than this under the promise, in dB.
+TAIL_ALLOWANCE = 1.0
+NINE_OF_TEN = 0.9
+# Runs from which a deviation is estimated.
+LEAST_RUNS = 3
+
+
+def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
+    """Quality over the promise with its margin, in dB; negative where it is not kept, 0 for budgets.
+
+    `min_psnr` is a promise of the mean, and that nine of ten prompts reach `min_psnr - 1`, both of prompts that were
+    not run: the lesser surplus counts. With the mean `m` and the standard deviation `s` of `n` runs
+
+        mean:  m - t s / sqrt(n) - min_psnr - margin,    tail:  m - k s - (min_psnr - 1)
+
+    where `t` is Student's quantile of the confidence and `k` the factor of the one-sided tolerance limit of a normal
+    distribution, a quantile of the noncentral t distribution (NIST/SEMATECH e-Handbook, 7.2.6.3). For `min_ssim` dB
+    are those of the distance to 1, so that one rule moves the bound for both promises.
+
+    Args:
+        settings: The search.
+        found: `psnr` and `ssim` of each run.
+        tail: Whether to allow for prompts that were not run; needs three runs or more.
+
+    Raises:
+        ConfigError: SSIM is promised, and the frames are too small for it.
+    """
+    if settings.min_psnr is not None:
+        mean, number = float(found["psnr"].mean()), len(found["psnr"])
+        if not tail or number < LEAST_RUNS:
+            return mean - settings.min_psnr - settings.margin
+        deviation = float(found["psnr"].std(ddof=1))
+        doubt, factor = _limit_factors(number, settings.confidence)
+        return min(
+            mean - doubt * deviation - settings.min_psnr - settings.margin,
+            mean - factor * deviation - (settings.min_psnr - TAIL_ALLOWANCE),
+        )
+    if settings.min_ssim is not None:
+        if np.isnan(found["ssim"]).any():
+            raise ConfigError("min_ssim: the frames are smaller than the window of 11 pixels; use min_psnr")
+        allowed = (1 - settings.min_ssim) * (1 - min(settings.margin / 10, 0.5))
+        return 10 * math.log10(max(allowed, 1e-12) / max(1 - float(found["ssim"].mean()), 1e-12))
+    return 0.0
+
+
+def _limit_factors(number: int, confidence: float) -> tuple[float, float]:
+    """Standard deviations by which the mean, and nine of ten prompts, may lie under what so many runs show."""
+    # Loaded when a promise is judged: SciPy's statistics take a second to import.
+    from scipy.stats import nct, norm, t
+
+    root = math.sqrt(number)
+    mean, tail = t.ppf(confidence, number - 1), nct.ppf(confidence, number - 1, norm.ppf(NINE_OF_TEN) * root)
+    return float(mean) / root, float(tail) / root
+
+
+def measured_quality(found: Arrays) -> dict[str, float]:
+    """What a plan notes of its verification."""
+    psnr = found["psnr"]
+    measured = {
+        "psnr": float(psnr.mean()),
+        "worst_psnr": float(psnr.min()),
+        "density": float(found["density"].mean()),
+        "verified_runs": float(len(psnr)),
+    }
+    if len(psnr) > 1:
+        measured["psnr_deviation"] = float(psnr.std(ddof=1))
+    if not np.isnan(found["ssim"]).any():
+        measured["ssim"] = float(found["ssim"].mean())
+    return measured

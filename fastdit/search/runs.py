@@ -1,0 +1,263 @@
+"""The pipeline runs of a search: dense references, measurements, and sparse runs to hold against the references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastdit.api import enable, find_transformers
+from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, StaticConfig
+from fastdit.errors import InvalidInputError
+from fastdit.fidelity import measure_fidelity
+from fastdit.plan import ALL_SPARSE, Plan
+from fastdit.search.measure import MeasuringDoneError, ModeProbe
+from fastdit.search.replay import calls_before, replayed
+from fastdit.search.results import Arrays, ResultFolder
+from fastdit.search.settings import SearchSettings
+from fastdit.search.tables import BoolArray, measured_steps, steps_in_phases, steps_of_phases
+
+# Further prompts than these are measured in the first half of the run, at less than half of the price of a whole run.
+MEASURED_WHOLLY = 1
+FIGURES = ("psnr", "ssim", "mse", "density")
+
+
+class SearchRuns:
+    """Every run of a pipeline that a search makes, each made once.
+
+    Args:
+        pipe: A pipeline that is not enabled.
+        settings: The search.
+        results: Where finished runs are kept.
+        bar: Counts runs.
+        on_run: Called before each run with what it is for.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        settings: SearchSettings,
+        results: ResultFolder,
+        bar: tqdm[Any],
+        on_run: Callable[[str], None] | None = None,
+    ) -> None:
+        self.pipe, self.settings, self.results, self.bar, self.on_run = pipe, settings, results, bar, on_run
+
+    @property
+    def executed(self) -> BoolArray:
+        """Whether a transformer runs in a step, bool `[transformers, steps]`: counted in the first dense run."""
+
+        def compute() -> Arrays:
+            prompt, seed = self.settings.verified_runs[0]
+            found: dict[str, BoolArray] = {}
+
+            def run() -> Arrays:
+                with ModeProbe(self.pipe, (), {}) as probe:
+                    frames = self._call(prompt, seed, "dense")
+                assert frames is not None, "only measured runs end early"
+                found["executed"] = probe.executed()
+                return {"frames": frames}
+
+            if self.results.has(f"dense_{seed}"):
+                run()
+            else:
+                self.results.get(f"dense_{seed}", run)
+            return {"executed": found["executed"]}
+
+        executed: BoolArray = self.results.get("steps", compute)["executed"]
+        return executed
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Denoising steps of a run."""
+        return int(self.executed.shape[1])
+
+    def measure(self, number: int) -> Arrays:
+        """Errors, densities, recalls and orders; for the first prompt also gains, its frames and calls.
+
+        Of the others nothing is needed but what is measured, so their runs end with it. They are measured in the orders
+        that heads settled on with the first prompt, which a plan holds.
+        """
+        prompt, seed = self.settings.measured_runs[number]
+        first = number == 0
+
+        def compute() -> Arrays:
+            in_phases = steps_in_phases(self.settings.phases, self.executed)
+            steps = measured_steps(in_phases)
+            if number >= MEASURED_WHOLLY:
+                steps = _first_half(steps, self.num_inference_steps)
+            chosen = {step for phase in steps for step in phase if step is not None}
+            cached = any(isinstance(mode, CachedConfig) for mode in self.settings.modes.values())
+            built = {run[0] for phase in in_phases for run in phase if run and cached}
+            last_phase = max((phase.start for phase in self.steps_of_phases() if phase), default=0)
+            with ModeProbe(
+                self.pipe,
+                chosen,
+                self.settings.modes,
+                self.gain_mode if first else None,
+                self._phase_at,
+                built,
+                last_phase if first else 0,
+                stops=not first,
+                given=None if first else _orders(self.measure(0)),
+            ) as probe:
+                frames = self._call(prompt, seed, f"measure {number + 1}", ends_early=not first)
+            if frames is not None:
+                self.results.get(f"dense_{seed}", lambda: {"frames": frames})
+            if first:
+                self.results.get("calls", probe.recorded.to_arrays)
+            return _pack(probe, steps)
+
+        return self.results.get(f"measured_{number}", compute)
+
+    def steps_of_phases(self) -> list[range]:
+        """Steps of each phase."""
+        return steps_of_phases(self.settings.phases, self.num_inference_steps)
+
+    def _phase_at(self, step: int) -> int:
+        return next(number for number, steps in enumerate(self.steps_of_phases()) if step in steps)
+
+    def error_from_phase(self, phase: int, config: AttentionConfig | Plan) -> float:
+        """Mean squared error of the frames of the first measured prompt in a run that is dense before a phase.
+
+        What comes before the phase was computed when the prompt was measured.
+
+        Args:
+            phase: Number of the phase.
+            config: Dense before it.
+        """
+        start = self.steps_of_phases()[phase].start
+        found = self.compare(f"phase_{phase}", config, self.settings.measured_runs[:1], start)
+        self.results.forget("calls")
+        return float(found["mse"][0])
+
+    def compare(
+        self, name: str, config: AttentionConfig | Plan, runs: list[tuple[str, int]], replay_before: int = 0
+    ) -> Arrays:
+        """Sparse runs against dense ones, each kept as it is done.
+
+        Args:
+            name: The results are kept under.
+            config: What to enable.
+            runs: Prompts and seeds.
+            replay_before: The runs are those of the first measured prompt, and dense before this step: calls until
+                then are taken from when it was measured.
+
+        Returns:
+            `psnr`, `ssim`, `mse` (of all frames) and `density` of each run.
+        """
+        rows = [self._compare_one(name, config, prompt, seed, replay_before) for prompt, seed in runs]
+        return {key: np.array([row[key] for row in rows], np.float64) for key in FIGURES}
+
+    def dense(self, prompt: str, seed: int) -> np.ndarray[Any, Any]:
+        """Frames of the dense run."""
+
+        def compute() -> Arrays:
+            frames = self._call(prompt, seed, "dense")
+            assert frames is not None, "only measured runs end early"
+            return {"frames": frames}
+
+        frames: np.ndarray[Any, Any] = self.results.get(f"dense_{seed}", compute)["frames"]
+        return frames
+
+    def _compare_one(
+        self, name: str, config: AttentionConfig | Plan, prompt: str, seed: int, replay_before: int
+    ) -> Arrays:
+        def compute() -> Arrays:
+            assert self.executed.any(), "the first dense run is also the one that steps are counted in"
+            dense = self.dense(prompt, seed)
+            calls = calls_before(self.results.get("calls", dict), replay_before) if replay_before else []
+            transformers = [module for _, module in find_transformers(self.pipe)]
+            with replayed(transformers, calls), enable(self.pipe, config) as session:
+                sparse = self._call(prompt, seed, name)
+                density = session.stats.density()
+            assert sparse is not None, "only measured runs end early"
+            if sparse.shape != dense.shape:
+                raise InvalidInputError(f"{name}: frames {sparse.shape}, dense {dense.shape}: the calls must agree")
+            # Videos are large: with a folder they are read again when they are needed.
+            self.results.forget(f"dense_{seed}")
+            fidelity = measure_fidelity(dense, sparse)
+            mse = float(np.square(dense - sparse, dtype=np.float64).mean())
+            figures = {"psnr": fidelity.psnr, "ssim": fidelity.ssim, "mse": mse, "density": density}
+            return {key: np.array(value, np.float64) for key, value in figures.items()}
+
+        return self.results.get(f"{name}_{seed}", compute)
+
+    def noise_floor(self) -> Arrays:
+        """Dense attention through another kernel, ours with all tiles: what no promise can mean to exceed."""
+        every_tile = StaticConfig(pattern="dense", schedule=ALL_SPARSE, min_tokens=0)
+        return self.compare("noise_floor", every_tile, self.settings.verified_runs[:1])
+
+    @property
+    def gain_mode(self) -> str:
+        """The mode that gains are measured with: an adaptive one from the middle of the ladder, or else any."""
+        sparse = {name: mode for name, mode in self.settings.modes.items() if isinstance(mode, AttentionConfig)}
+        adaptive = [name for name, mode in sparse.items() if isinstance(mode, AdaptiveConfig)]
+        names = adaptive or list(sparse)
+        return names[len(names) // 2]
+
+    def _call(self, prompt: str, seed: int, label: str, *, ends_early: bool = False) -> np.ndarray[Any, Any] | None:
+        """One run; frames `[F, H, W, 3]`, float32 in [0, 1], or `None` of one that was to end early."""
+        self.bar.set_postfix_str(label, refresh=True)
+        if self.on_run is not None:
+            self.on_run(label)
+        arguments = {**self.settings.call, "output_type": "np"}
+        try:
+            output = self.pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), **arguments)
+        except MeasuringDoneError:
+            assert ends_early, "raised where that was asked for"
+            if hasattr(self.pipe, "maybe_free_model_hooks"):
+                # What the pipeline does itself at the end of a call: offloaded parts go back.
+                self.pipe.maybe_free_model_hooks()
+            return None
+        finally:
+            self.bar.update()
+        frames = np.asarray(output.frames[0], dtype=np.float32)
+        if not np.isfinite(frames).all():
+            raise InvalidInputError(
+                f"{label}: the frames have NaN or infinite values, which nothing can be held against"
+            )
+        return frames
+
+
+def _first_half(steps: list[list[int | None]], num_inference_steps: int) -> list[list[int | None]]:
+    """Without the steps of the second half, unless nothing else is left."""
+    kept = [[None if step is None or 2 * step >= num_inference_steps else step for step in row] for row in steps]
+    return kept if any(step is not None for row in kept for step in row) else steps
+
+
+def _orders(measured: Arrays) -> list[Any]:
+    """Numbers of the orders of all heads, `[phases, layers, heads, modes]` per transformer."""
+    return [measured[f"orders_{number}"] for number in range(len(measured["identities"]))]
+
+
+def _pack(probe: ModeProbe, steps: list[list[int | None]]) -> Arrays:
+    """What a probe found as arrays `[phases, layers, heads, modes]` per transformer.
+
+    Where nothing was measured they are NaN, numbers of orders -1.
+    """
+    assert probe.grid is not None, "a run that returned has made attention calls"
+    grid = probe.grid
+    arrays: Arrays = {
+        "grid": np.array([grid.frames, grid.height, grid.width, grid.text_length]),
+        "identities": np.array([identity.model_dump_json() for identity in probe.identities]),
+    }
+    for number, identity in enumerate(probe.identities):
+        shape = (len(steps), identity.num_layers, identity.num_heads, len(probe.modes))
+        error, density, recall, relative = (np.full(shape, np.nan) for _ in range(4))
+        gain, orders = np.full(shape[:2], np.nan), np.full(shape, -1, np.int8)
+        for phase in range(len(steps)):
+            step = steps[phase][number]
+            for layer in range(identity.num_layers):
+                place = (number, layer, -1 if step is None else step)
+                if place in probe.errors:
+                    error[phase, layer], density[phase, layer] = probe.errors[place], probe.densities[place]
+                    recall[phase, layer], relative[phase, layer] = probe.recalls[place], probe.relatives[place]
+                    orders[phase, layer] = probe.orders[place]
+                gain[phase, layer] = probe.gains.get(place, np.nan)
+        arrays |= {f"error_{number}": error, f"density_{number}": density, f"gain_{number}": gain}
+        arrays |= {f"recall_{number}": recall, f"relative_{number}": relative, f"orders_{number}": orders}
+    return arrays

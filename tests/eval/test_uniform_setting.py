@@ -1,0 +1,94 @@
+"""The best uniform setting, where PSNR is a known function of density and dense steps."""
+
+import math
+
+import pytest
+
+from fastdit_eval.uniform_setting import density_at, find_crossing, search_grid, settle, uniform_families
+
+DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
+FINE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+QUALITY = {"adaptive": 0.0, "pyramid": 3.0, "static": -1.0}
+
+
+class World:
+    """`PSNR = 40 + quality + 8 log2(density) + 30 * dense steps`, with the density of the sparse steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, config):
+        share = config.schedule.dense_steps
+        density = getattr(config, "density", None) or config.pattern.parts[0].frames / 10
+        self.seen.append(config)
+        psnr = 40 + QUALITY[config.method] + 8 * math.log2(density) + 30 * share
+        return psnr, share + (1 - share) * density
+
+
+def families():
+    return uniform_families(32, 16, DENSITIES, windows=(1, 2, 4, 8))
+
+
+def truth(target):
+    """The least density of the best method, over shares of dense steps."""
+    return min(s + (1 - s) * 2 ** ((target - 43 - 30 * s) / 8) for s in FINE)
+
+
+@pytest.mark.parametrize("target", [20.0, 28.0, 36.0])
+def test_the_grid_finds_the_best_cell_and_leaves_out_hopeless_ones(target):
+    world = World()
+    found = search_grid(families(), FINE[::2], FINE, target, world)
+    assert found[0].family.name == "pyramid"
+    assert found[0].density == pytest.approx(truth(target), rel=0.1)
+    assert len(world.seen) < 45
+    assert [one.density for one in found] == sorted(one.density for one in found)
+
+
+def test_settling_ends_at_the_wanted_psnr():
+    """All prompts are 1.5 dB harder than those of the grid."""
+    world = World()
+    first = search_grid(families(), FINE[::2], FINE, 28.0, world)[0]
+
+    def harder(config):
+        psnr, density = world(config)
+        return psnr - 1.5, density
+
+    best = settle(first, 28.0, harder)
+    share = best["dense_steps"]
+    assert best["density"] == pytest.approx(share + (1 - share) * 2 ** ((29.5 - 43 - 30 * share) / 8), rel=0.03)
+    assert len(best["runs"]) <= 4
+    assert min(abs(run["psnr"] - 28.0) for run in best["runs"]) < 0.5
+
+
+def test_close_to_the_wanted_psnr_the_slope_of_the_grid_serves():
+    world = World()
+    first = search_grid(families(), FINE[::2], FINE, 28.0, world)[0]
+    best = settle(first, 28.4, world)
+    share = best["dense_steps"]
+    assert len(best["runs"]) == 1
+    assert best["density"] == pytest.approx(share + (1 - share) * 2 ** ((28.4 - 43 - 30 * share) / 8), rel=0.03)
+
+
+def test_patterns_settle_between_their_steps():
+    family = families()[2]
+    world = World()
+    crossing = find_crossing(family, 0.0, 25.0, world)
+    assert crossing.setting == 4
+    best = settle(crossing, 25.0, world)
+    assert 0.2 < best["density"] < 0.4
+    assert find_crossing(family, 0.0, 60.0, world) is None
+
+
+def test_what_costs_more_than_the_limit_is_not_looked_for():
+    world = World()
+    assert find_crossing(families()[0], 0.5, 30.0, world, limit=0.4) is None
+    assert world.seen == []
+
+
+def test_density_at_a_psnr_is_between_its_neighbours():
+    points = [(20.0, 0.1), (30.0, 0.4), (35.0, 0.9)]
+    assert density_at(25.0, points) == pytest.approx(0.2)
+    assert density_at(30.0, points) == pytest.approx(0.4)
+    assert density_at(32.0, [(31.0, 0.3)]) == 0.3
+    # Beyond all points: along the two nearest.
+    assert density_at(15.0, points) < 0.1
