@@ -126,6 +126,6 @@ def attention_layers(pipe: Any) -> list[torch.nn.Module]:
     return [module for one in transformers(pipe) for _, module in find_adapter(one).sites(one)]
 
 
-def close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal but for rounding: to 1e-5 of the largest value."""
-    return bool((one - other).abs().max() <= 1e-5 * other.abs().max())
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Equal but for rounding: to `tolerance` of the largest value."""
+    return bool((one - other).abs().max() <= tolerance * other.abs().max())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from combined_feature import check_feature
 from compatibility_document import not_applicable
-from families import attention_layers, small_tiles, transformers
+from families import NO_DENSE, attention_layers, transformers
 from torch import nn
 
 import fastdit
@@ -49,7 +49,10 @@ def test_fused_lora(family):
 @pytest.mark.cell("Weights", "LoRA loaded, fused, unfused and unloaded while enabled")
 def test_lora_cycle(family):
     pipe = family.build()
-    with fastdit.enable(pipe, small_tiles()):
+    # Fixed tiles: unfused weights are rounded ones, which may choose others.
+    with fastdit.enable(
+        pipe, fastdit.StaticConfig(pattern="frames:1", q_tile=8, kv_tile=4, schedule=NO_DENSE, min_tokens=0)
+    ):
         plain = family.run(pipe)
         add_lora(pipe)
         loaded = family.run(pipe)
@@ -92,7 +95,8 @@ def test_quantised_linears(family):
             torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8, inplace=True)
 
     # The scale of a layer's input follows from all of its tokens; invalid text, which is left out, is the largest here.
-    check_feature(family, quantise, exact=family.name != "hunyuan_video15")
+    # Elsewhere a value at the edge between two of int8 may fall to the other side.
+    check_feature(family, quantise, tolerance=None if family.name == "hunyuan_video15" else 0.05)
 
 
 @pytest.mark.cell("Weights", "enable_layerwise_casting")
