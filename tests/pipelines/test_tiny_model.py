@@ -3,8 +3,10 @@
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 import fastdit
 from fastdit.fidelity import measure_fidelity
@@ -139,3 +141,35 @@ def test_it_knows_whose_color_is_whose(pipe):
         text = pipe._get_t5_prompt_embeds([caption], max_sequence_length=24)
         velocities.append(pipe.transformer(noise, torch.tensor([950.0]), text, return_dict=False)[0])
     assert (velocities[0] - velocities[1]).norm() > 0.1 * velocities[0].norm()
+
+
+def positions(rope, rows, columns):
+    """Rotary positions of rows and columns, in tokens: the angles of the quickest waves, unwrapped."""
+    cos, sin = (table.view(2, rows, columns, -1) for table in rope(torch.zeros(1, 6, 2, 2 * rows, 2 * columns)))
+    down, across = rope.t_dim, rope.t_dim + rope.h_dim
+    found = [
+        torch.atan2(sin[0, :, 0, down], cos[0, :, 0, down]),
+        torch.atan2(sin[0, 0, :, across], cos[0, 0, :, across]),
+    ]
+    return [torch.from_numpy(np.unwrap(one.numpy())) for one in found]
+
+
+@pytest.mark.parametrize("size", [(12, 12), (8, 20)])
+def test_rotary_positions_are_those_of_wan_where_the_shorter_side_is_a_trained_one(pipe, size):
+    rope = pipe.transformer.rope
+    latents = torch.zeros(1, 6, 3, 2 * size[0], 2 * size[1])
+    stock = WanRotaryPosEmbed(32, (1, 2, 2), 256)(latents)
+    assert all(torch.equal(one, other) for one, other in zip(rope(latents), stock, strict=True))
+
+
+@pytest.mark.parametrize("size", [(18, 18), (24, 18), (18, 30)])
+def test_larger_frames_have_a_finer_pitch_and_not_more_positions(pipe, size):
+    for found, length in zip(positions(pipe.transformer.rope, *size), size, strict=True):
+        pitch = 12 / 18
+        # Half a token from the edge of the frame, which lies half a whole position from the first one.
+        torch.testing.assert_close(found, (torch.arange(length) + 0.5) * pitch - 0.5, atol=1e-4, rtol=0)
+
+
+def test_the_trained_side_is_saved_with_the_model(pipe, tmp_path):
+    pipe.transformer.save_pretrained(tmp_path)
+    assert type(pipe.transformer).from_pretrained(tmp_path).rope.trained_side == 12
