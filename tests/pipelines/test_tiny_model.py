@@ -124,6 +124,15 @@ def test_the_record_keeps_what_is_asked_of_the_model():
     assert len(found) == 24
 
 
+def test_the_record_of_the_larger_size():
+    report = json.loads((TRAINING / "judge_24_prompts_144x144_seed_0.json").read_text())
+    assert report["settings"]["height"] == report["settings"]["width"] == 144
+    for name, two_objects, least in (("dense", False, 0.95), ("dense_two_objects", True, 0.85)):
+        found = [row["verdicts"]["all"] for row in report["prompts"] if row["two_objects"] == two_objects]
+        assert report[name]["all"] == pytest.approx(sum(found) / len(found))
+        assert report[name]["all"] >= least
+
+
 def test_the_record_of_the_training_is_kept():
     for name in ("vae_short", "vae_long", "transformer"):
         points = [json.loads(line) for line in (TRAINING / f"{name}_loss.jsonl").read_text().splitlines()]
