@@ -10,6 +10,7 @@ import gradio as gr
 from fastdit.errors import FastDitError
 from fastdit_ui import views
 from fastdit_ui.dial import DEFAULT_POSITION, LAST_SPARSE, POSITIONS, position_at
+from fastdit_ui.open_dropdown import open_dropdown
 from fastdit_ui.request import DENSE, EXPERT_METHODS, FIELDS, KNOBS, MODEL_ORDER, SOURCES
 from fastdit_ui.settings import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from fastdit_ui.sizes import settle
@@ -139,12 +140,10 @@ def _skipping(state: AppState, parts: dict[str, Any], name: str, start: dict[str
     with gr.Group(visible=False) as parts["expert_group"]:
         _expert(parts, name, start, with_dense)
     with gr.Group(visible=False) as parts["plan_group"]:
-        parts["plan_name"] = gr.Dropdown(
+        parts["plan_name"] = open_dropdown(
             state.plans.list(),
             value=None,
             label="Plan of this server",
-            # Plans may come after the page was built; `PlanStore` checks the name.
-            allow_custom_value=True,
             elem_id=f"{name}-plan",
         )
         parts["plan_file"] = gr.File(

@@ -15,6 +15,7 @@ import gradio as gr
 from fastdit.errors import ConfigError
 from fastdit_ui.app import build_app
 from fastdit_ui.engine import Engine
+from fastdit_ui.mcp_tools import complete_tools, keep_uploads_in
 from fastdit_ui.settings import LOCALHOST, ServerSettings
 from fastdit_ui.state import AppState
 
@@ -49,6 +50,8 @@ class Server:
         self.page.queue(default_concurrency_limit=None)
         try:
             self.url, self.share_url = _launch(self.page, settings)
+            if settings.mcp:
+                complete_tools(self.page)
         except BaseException:
             self.state.close()
             raise
@@ -122,6 +125,7 @@ def serve(settings: ServerSettings, engine: Engine, announce: Callable[[str], No
     folder = tempfile.mkdtemp(prefix="fastdit-ui-")
     # Uploads and copies on their way to browsers, private to this server and gone with it.
     os.environ["GRADIO_TEMP_DIR"] = folder
+    keep_uploads_in(folder)
     try:
         server = Server(settings, engine)
         announce(f"{server.url} (runs in {settings.output_dir})")
