@@ -58,7 +58,7 @@ def build_inside_form(state: AppState) -> dict[str, Any]:
             len(POSITIONS) - 1,
             value=DEFAULT_POSITION,
             step=1,
-            label="Faster (0) to closer to dense",
+            label="Faster ↔ closer to dense",
             info=", ".join(f"{number} {one.name}" for number, one in enumerate(POSITIONS)),
         ),
         "method": gr.Dropdown(list(METHODS), value="pyramid", label="Method", visible=False),

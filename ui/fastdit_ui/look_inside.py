@@ -135,7 +135,7 @@ def _build_pages() -> dict[str, Any]:
             for name in names
         ]
         patch = [
-            gr.Number(0, label=f"Query {name}", precision=0, minimum=0, min_width=90, elem_id=f"inside-{name}")
+            gr.Number(0, label=name.capitalize(), precision=0, minimum=0, min_width=90, elem_id=f"inside-{name}")
             for name in ("frame", "row", "column")
         ]
     pages["site"] = [*chosen, *patch]

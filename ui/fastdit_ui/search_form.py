@@ -25,6 +25,7 @@ AIM_LABELS = (
     ("Density of at most", "density"),
     ("Attention faster by", "speedup"),
 )
+AIM_SHORT = {"min_psnr": "PSNR >=", "min_ssim": "SSIM >=", "density": "density <=", "speedup": "attention faster by"}
 AIM_VALUES = {"min_psnr": 30.0, "min_ssim": 0.95, "density": 0.3, "speedup": 1.5}
 assert {name for _, name in AIM_LABELS} == set(AIMS), "every aim has a label"
 

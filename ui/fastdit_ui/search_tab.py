@@ -12,7 +12,7 @@ from fastdit.search.ladder import Mode
 from fastdit_ui import views
 from fastdit_ui.messages import messages
 from fastdit_ui.open_dropdown import open_dropdown
-from fastdit_ui.search_form import build_search_form, search_starter
+from fastdit_ui.search_form import AIM_SHORT, build_search_form, search_starter
 from fastdit_ui.search_store import ROUND_HEADERS, SearchStore
 from fastdit_ui.search_worker import SearchWorker
 from fastdit_ui.state import AppState
@@ -21,6 +21,14 @@ RESULT = "the result"
 # Modes to choose from; `None` for those of `fastdit.search`.
 LADDER: Mapping[str, Mode] | None = None
 WATCH_SECONDS = 2.0
+FIGURES = {
+    "psnr": "PSNR",
+    "worst_psnr": "worst PSNR",
+    "ssim": "SSIM",
+    "verified_runs": "runs",
+    "noise_floor_psnr": "noise floor PSNR",
+    "noise_floor_ssim": "noise floor SSIM",
+}
 
 
 def build(state: AppState) -> None:
@@ -91,7 +99,7 @@ def _build_page() -> dict[str, Any]:
             buttons=["fullscreen", "download"],
             elem_id="search-plot",
         ),
-        "rounds": gr.Dataframe(headers=ROUND_HEADERS, label="Rounds", interactive=False),
+        "rounds": gr.Dataframe(headers=ROUND_HEADERS, label="Rounds", interactive=False, elem_id="search-rounds"),
     }
 
 
@@ -147,9 +155,12 @@ def show_search(worker: SearchWorker, name: str) -> tuple[Any, ...]:
     from fastdit_ui.inside_plots import picture
     from fastdit_ui.search_plot import plot_search, round_rows
 
+    # Before anything is read: what changes meanwhile must look new to the page.
+    now = signature(worker, name)
     view, job = worker.store.view(name), worker.job(name)
-    asked = f"{view.request.aim} {view.request.value:g} on {len(view.request.prompts)} prompts of {view.request.model}"
-    lines = [f"{asked}: {worker.status(name)}"]
+    prompts = len(view.request.prompts)
+    asked = f"{AIM_SHORT[view.request.aim]} {view.request.value:g} on {prompts} prompt{'s' * (prompts > 1)}"
+    lines = [f"{asked} of {view.request.model}: {worker.status(name)}"]
     if view.error:
         lines.append(view.error)
     if view.plan is not None:
@@ -158,10 +169,10 @@ def show_search(worker: SearchWorker, name: str) -> tuple[Any, ...]:
             False: "does NOT keep the promise: the best that was found",
             None: "is in budget",
         }
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in view.plan.measured.items())
+        figures = ", ".join(f"{FIGURES.get(key, key)} {value:.4g}" for key, value in view.plan.measured.items())
         lines.append(f"The plan {kept[view.plan.keeps_promise]}: {figures}.")
     status = views.notes(lines) + ("" if job is None else views.progress(worker.view(name)))
-    return status, picture(plot_search(view)), round_rows(view), signature(worker, name)
+    return status, picture(plot_search(view)), round_rows(view), now
 
 
 def _bind_saving(state: AppState, worker: SearchWorker, chosen: Any) -> None:
@@ -171,7 +182,7 @@ def _bind_saving(state: AppState, worker: SearchWorker, chosen: Any) -> None:
         name = gr.Textbox("", label="Name of the plan", placeholder="e.g. tiny-30db", elem_id="search-plan-name")
         save = gr.Button("Save the plan", elem_id="search-save")
         use = gr.Button("Save and use in Generate", elem_id="search-use")
-    saved = gr.Textbox("", label="Saved plan", interactive=False)
+    saved = gr.Textbox("", label="Saved plan", interactive=False, elem_id="search-saved")
 
     def search_save_plan(search: str, plan: str, name: str) -> str:
         """Save a plan of a search on this server: the result, or that of a round. Returns its name.
