@@ -138,6 +138,7 @@ def test_a_running_job_is_cancelled_by_the_tool(server):
         ("generate", {**CLIP, "model": "/etc"}, "not one of"),
         ("generate", {**CLIP, "source": "plan", "plan_name": "../../etc/passwd"}, "plan name"),
         ("generate", {**CLIP, "source": "plan", "plan_file": SECRET}, "Invalid file data"),
+        ("generate", {**CLIP, "source": "plan", "plan_file": "http://127.0.0.1:9/plan.json"}, "accepted are uploads"),
         ("generate", {**CLIP, "source": "plan", "plan_file": ON_THE_SERVER}, "not of type"),
         ("generate", {**CLIP, "prompt": ON_THE_SERVER}, "not of type"),
         ("generate", {**CLIP, "source": "plan", "plan_file": "data:application/json;base64,e30="}, "missing"),

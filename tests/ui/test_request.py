@@ -88,6 +88,8 @@ def test_every_position_of_the_dial_does_what_it_says(state, dial):
     assert f"at density {chosen.density:.2f}" in says
     own = state.engine.method_defaults("tiny", "pyramid")["dense_steps"]
     assert config.schedule.dense_steps == (0.2 if "the first 20 %" in says else own)
+    assert config.schedule.dense_layers == (0,)
+    assert "dense are layer 0" in says
     assert ("suit the model" in says) == ("the first 20 %" not in says)
     assert getattr(config, "refresh_every", None) == (10 if "every ten steps" in says else None)
 

@@ -12,7 +12,8 @@ WATCH = """() => {
   window.seen = {pictures: [], rows: []};
   const note = () => {
     const picture = document.querySelector('#search-plot img')?.src;
-    const texts = [...document.querySelectorAll('#search-rounds td')].map(one => one.textContent.trim());
+    // Rows of the table are no table rows, but every plan has its digits in an element of its own.
+    const texts = [...document.querySelectorAll('#search-rounds :not(:has(*))')].map(one => one.textContent.trim());
     const rows = new Set(texts.filter(one => /^[0-9a-f]{16}$/.test(one))).size;
     if (picture && seen.pictures.at(-1) !== picture) seen.pictures.push(picture);
     if (seen.rows.at(-1) !== rows) seen.rows.push(rows);

@@ -15,6 +15,7 @@ from fastdit_ui.request import DENSE, EXPERT_METHODS, FIELDS, KNOBS, MODEL_ORDER
 from fastdit_ui.settings import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from fastdit_ui.sizes import settle
 from fastdit_ui.state import AppState
+from fastdit_ui.uploads import uploads_only
 
 EXAMPLES = (
     "a red circle moving left on a dark background",
@@ -114,8 +115,8 @@ def _video(state: AppState, parts: dict[str, Any], name: str, start: dict[str, A
     with gr.Row():
         parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed")
         parts["random_seed"] = gr.Checkbox(False, label="Random seed", info="The one that was used is shown.")
-    parts["image"] = gr.Image(
-        label="First frame (image-to-video models only)", type="pil", sources=["upload"], height=160
+    parts["image"] = uploads_only(
+        gr.Image(label="First frame (image-to-video models only)", type="pil", sources=["upload"], height=160)
     )
 
 
@@ -146,13 +147,14 @@ def _skipping(state: AppState, parts: dict[str, Any], name: str, start: dict[str
             label="Plan of this server",
             elem_id=f"{name}-plan",
         )
-        parts["plan_file"] = gr.File(
+        plan_file = gr.File(
             label="Or a plan file (.json)",
             file_types=[".json"],
             type="filepath",
             height=120,
             elem_id=f"{name}-plan-file",
         )
+        parts["plan_file"] = uploads_only(plan_file)
 
 
 def _expert(parts: dict[str, Any], name: str, start: dict[str, Any], with_dense: bool) -> None:

@@ -40,7 +40,14 @@ def build_search_form(state: AppState) -> dict[str, Any]:
         "model": gr.Dropdown(models, value=models[0], label="Model"),
         "aim": gr.Radio(list(AIM_LABELS), value="min_psnr", label="Promise or budget"),
         "value": gr.Number(AIM_VALUES["min_psnr"], label="Value", elem_id="search-value"),
-        "steps": gr.Slider(1, 100, value=int(defaults.get("num_inference_steps", 30)), step=1, label="Denoising steps"),
+        "steps": gr.Slider(
+            1,
+            100,
+            value=int(defaults.get("num_inference_steps", 30)),
+            step=1,
+            label="Denoising steps",
+            elem_id="search-steps",
+        ),
     }
     with gr.Accordion("Size and rounds", open=False):
         form |= {
