@@ -33,7 +33,8 @@ POSITIONS = (
         name="Fastest",
         method="cached",
         settings={"source": "pyramid", "density": 0.1, "dense_steps": 0.2},
-        says="Pooled tiles at density 0.10, chosen anew every ten steps; dense are layer 0 and the first 20 % of the steps.",
+        says="Pooled tiles at density 0.10, chosen anew every ten steps; "
+        "dense are layer 0 and the first 20 % of the steps.",
     ),
     Position(
         name="Fast",
