@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -9,6 +10,7 @@ pytest.importorskip("gradio", reason="the app needs Gradio: pip install 'fastdit
 
 # Before Gradio is imported anywhere: it would ask the network for news.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +44,25 @@ def browser():
         opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def visit(server, browser):
+    """Open pages, each of a user of its own; nothing may be asked of other machines, no script may fail."""
+    contexts, asked, faults = [], set(), []
+
+    def visit(width=1280, height=1000):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.add(urlsplit(request.url)))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(server.url)
+        page.locator("#generate-prompt textarea").wait_for()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert {one.hostname for one in asked if one.scheme.startswith("http")} == {"127.0.0.1"}
+    assert faults == []

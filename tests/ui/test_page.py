@@ -1,14 +1,12 @@
 """The real page with the bundled model, in headless Chromium."""
 
 import re
-from urllib.parse import urlsplit
 
 import pytest
+from page_actions import number, say
 from ui_stub import PROMPT, SMALL
 
 from fastdit_pipelines.engine import PipelineEngine
-
-PATIENCE = 120_000
 
 
 class SmallEngine(PipelineEngine):
@@ -27,40 +25,6 @@ class SmallEngine(PipelineEngine):
 @pytest.fixture(scope="module")
 def server(start):
     return start(SmallEngine())
-
-
-@pytest.fixture
-def visit(server, browser):
-    """Open pages, each of a user of its own; nothing may be asked of other machines, no script may fail."""
-    contexts, asked, faults = [], set(), []
-
-    def visit(width=1280, height=1000):
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked.add(urlsplit(request.url)))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(server.url)
-        page.locator("#generate-prompt textarea").wait_for()
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert {one.hostname for one in asked if one.scheme.startswith("http")} == {"127.0.0.1"}
-    assert faults == []
-
-
-def say(page, selector, text):
-    page.wait_for_function(
-        "([selector, text]) => document.querySelector(selector)?.textContent.includes(text)", arg=[selector, text]
-    )
-
-
-def number(page, selector, value):
-    field = page.locator(f"{selector} input[type=number]")
-    field.fill(str(value))
-    field.press("Tab")
 
 
 def test_a_bad_plan_is_told_and_the_page_goes_on_to_generate(visit, server, tmp_path):

@@ -80,6 +80,20 @@ def test_every_position_of_the_dial_is_a_method(state, dial):
     assert (request.config is None) == (dial > LAST_SPARSE)
 
 
+@pytest.mark.parametrize("dial", range(LAST_SPARSE + 1))
+def test_every_position_of_the_dial_does_what_it_says(state, dial):
+    says, config = POSITIONS[dial].says, ask(state, dial=dial).config
+    chosen = getattr(config, "source", config)
+    assert chosen.method == "pyramid"
+    assert f"at density {chosen.density:.2f}" in says
+    own = state.engine.method_defaults("tiny", "pyramid")["dense_steps"]
+    assert config.schedule.dense_steps == (0.2 if "the first 20 %" in says else own)
+    assert config.schedule.dense_layers == (0,)
+    assert "dense are layer 0" in says
+    assert ("suit the model" in says) == ("the first 20 %" not in says)
+    assert getattr(config, "refresh_every", None) == (10 if "every ten steps" in says else None)
+
+
 def test_the_dial_rises_in_density(state):
     kept = [ask(state, dial=dial).config for dial in range(LAST_SPARSE + 1)]
     densities = [getattr(config, "source", config).density for config in kept]

@@ -9,6 +9,7 @@ from fastdit.search.progress import read_progress
 from fastdit_ui.inside_plots import picture
 from fastdit_ui.search_plot import plot_search, round_rows
 from fastdit_ui.search_store import SearchRequest, SearchStore
+from fastdit_ui.search_tab import show_search, signature
 from fastdit_ui.search_worker import SearchWorker, expected_runs, finished_runs
 from fastdit_ui.settings import ServerSettings
 from fastdit_ui.state import AppState
@@ -95,6 +96,21 @@ def test_a_stopped_search_goes_on_to_the_plan_of_one_that_was_not(server, engine
         again.resume(name)
     server.plans.save(again.plan(name), "mine")
     assert server.plans.load("mine") == whole
+
+
+def test_a_page_looks_again_at_what_changed_while_it_was_drawn(server, monkeypatch):
+    worker = make_worker(server)
+    name = worker.store.create(REQUEST)
+    read = worker.store.view
+
+    def view_and_change(name):
+        found = read(name)
+        worker.store.note_error(name, "it changed")
+        return found
+
+    monkeypatch.setattr(worker.store, "view", view_and_change)
+    *_, shown = show_search(worker, name)
+    assert shown != signature(worker, name)
 
 
 def test_other_jobs_pass_between_the_runs_of_a_search(server):

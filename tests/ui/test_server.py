@@ -163,6 +163,17 @@ def test_a_file_of_the_machine_is_no_upload(server, client):
     assert "Traceback" not in answer
 
 
+@pytest.mark.parametrize("field", ["plan_file", "image"])
+def test_the_server_fetches_nothing_that_a_client_names(server, client, field):
+    address = {"path": "http://example.org/a.png", "meta": {"_type": "gradio.FileData"}}
+    endpoint = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/generate"]
+    values = {one["parameter_name"]: one["parameter_default"] for one in endpoint["parameters"]}
+    values |= {"prompt": "a", field: address}
+    call = f"{server.url}gradio_api/call/generate"
+    event = httpx.post(call, json={"data": list(values.values())}, timeout=60).json()["event_id"]
+    assert "accepted are uploads" in get(f"{call}/{event}").text
+
+
 def test_uploads_are_limited_in_size_and_type(client, tmp_path):
     (tmp_path / "large.json").write_bytes(b" " * (2 << 20))
     (tmp_path / "plan.pkl").write_bytes(b"\x80\x04.")

@@ -1,17 +1,12 @@
 """`fastdit ui` as a process: it starts soon, without a network, says where it is, and ends on a signal."""
 
 import os
-import re
-import signal
 import socket
-import subprocess
 import sys
-import time
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
+from ui_process import started, unused_ports
 
 from fastdit.cli import main
 
@@ -25,47 +20,14 @@ def cpu_seconds(pid):
 
 
 @pytest.fixture
-def unused_ports():
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(3)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+def free_port():
+    return unused_ports(1)[0]
 
 
-@pytest.fixture
-def free_port(unused_ports):
-    return unused_ports[0]
-
-
-@contextmanager
-def started(output_dir, port):
-    """The app as a process that has said where it is; told to end as a user does."""
-    command = [sys.executable, "-m", "fastdit.cli", "ui", "--port", str(port), "--output-dir", str(output_dir)]
-    # No proxy and no Hub can be reached.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        line = process.stdout.readline()
-        while "http://" not in line and process.poll() is None:
-            line += process.stdout.readline()
-        assert re.search(rf"http://127.0.0.1:{port}/", line), line
-        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=60).status_code == 200
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.kill()
-        process.stdout.close()
-        process.wait()
-
-
-def test_it_starts_within_ten_seconds(tmp_path, unused_ports):
+def test_it_starts_within_ten_seconds(tmp_path):
     used = []
     # A first start may compile bytecode and share its core with others; the quickest is what the app needs.
-    for port in unused_ports:
+    for port in unused_ports(3):
         with started(tmp_path / "runs", port) as process:
             used.append(cpu_seconds(process.pid))
         if used[-1] < CPU_SECONDS:

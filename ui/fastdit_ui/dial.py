@@ -33,31 +33,32 @@ POSITIONS = (
         name="Fastest",
         method="cached",
         settings={"source": "pyramid", "density": 0.1, "dense_steps": 0.2},
-        says="Pooled tiles at density 0.10, chosen anew every ten steps; the first 20 % of the steps are dense.",
+        says="Pooled tiles at density 0.10, chosen anew every ten steps; "
+        "dense are layer 0 and the first 20 % of the steps.",
     ),
     Position(
         name="Fast",
         method="pyramid",
         settings={"density": 0.15, "dense_steps": 0.2},
-        says="Pooled tiles at density 0.15; the first 20 % of the steps are dense.",
+        says="Pooled tiles at density 0.15; dense are layer 0 and the first 20 % of the steps.",
     ),
     Position(
         name="Balanced",
         method="pyramid",
         settings={"density": 0.2},
-        says="Pooled tiles at density 0.20; as many dense steps first as suit the model.",
+        says="Pooled tiles at density 0.20; dense are layer 0 and as many first steps as suit the model.",
     ),
     Position(
         name="Close",
         method="pyramid",
         settings={"density": 0.35},
-        says="Pooled tiles at density 0.35; as many dense steps first as suit the model.",
+        says="Pooled tiles at density 0.35; dense are layer 0 and as many first steps as suit the model.",
     ),
     Position(
         name="Closest",
         method="pyramid",
         settings={"density": 0.5},
-        says="Pooled tiles at density 0.50; as many dense steps first as suit the model.",
+        says="Pooled tiles at density 0.50; dense are layer 0 and as many first steps as suit the model.",
     ),
     Position(name="Dense", method="dense", says="The stock pipeline: nothing is skipped."),
 )

@@ -10,10 +10,12 @@ import gradio as gr
 from fastdit.errors import FastDitError
 from fastdit_ui import views
 from fastdit_ui.dial import DEFAULT_POSITION, LAST_SPARSE, POSITIONS, position_at
+from fastdit_ui.open_dropdown import open_dropdown
 from fastdit_ui.request import DENSE, EXPERT_METHODS, FIELDS, KNOBS, MODEL_ORDER, SOURCES
 from fastdit_ui.settings import MAX_PROMPT, MAX_SIDE, MAX_STEPS
 from fastdit_ui.sizes import settle
 from fastdit_ui.state import AppState
+from fastdit_ui.uploads import uploads_only
 
 EXAMPLES = (
     "a red circle moving left on a dark background",
@@ -113,8 +115,8 @@ def _video(state: AppState, parts: dict[str, Any], name: str, start: dict[str, A
     with gr.Row():
         parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{name}-seed")
         parts["random_seed"] = gr.Checkbox(False, label="Random seed", info="The one that was used is shown.")
-    parts["image"] = gr.Image(
-        label="First frame (image-to-video models only)", type="pil", sources=["upload"], height=160
+    parts["image"] = uploads_only(
+        gr.Image(label="First frame (image-to-video models only)", type="pil", sources=["upload"], height=160)
     )
 
 
@@ -139,21 +141,20 @@ def _skipping(state: AppState, parts: dict[str, Any], name: str, start: dict[str
     with gr.Group(visible=False) as parts["expert_group"]:
         _expert(parts, name, start, with_dense)
     with gr.Group(visible=False) as parts["plan_group"]:
-        parts["plan_name"] = gr.Dropdown(
+        parts["plan_name"] = open_dropdown(
             state.plans.list(),
             value=None,
             label="Plan of this server",
-            # Plans may come after the page was built; `PlanStore` checks the name.
-            allow_custom_value=True,
             elem_id=f"{name}-plan",
         )
-        parts["plan_file"] = gr.File(
+        plan_file = gr.File(
             label="Or a plan file (.json)",
             file_types=[".json"],
             type="filepath",
             height=120,
             elem_id=f"{name}-plan-file",
         )
+        parts["plan_file"] = uploads_only(plan_file)
 
 
 def _expert(parts: dict[str, Any], name: str, start: dict[str, Any], with_dense: bool) -> None:

@@ -94,4 +94,5 @@ def _build_endpoints(state: AppState, form: Form) -> None:
     with gr.Column(visible=False):
         outputs = [gr.Video(label="video"), gr.Number(label="seed", precision=0), gr.JSON(label="report")]
         gr.Button().click(endpoint, form.inputs, outputs, api_name="generate", **WAITS)
-        gr.Button().click(cancel, None, gr.Number(label="cancelled", precision=0), api_name="cancel", queue=False)
+        # Through the queue like the jobs, for Gradio gives MCP tools no session outside of it.
+        gr.Button().click(cancel, None, gr.Number(label="cancelled", precision=0), api_name="cancel", **WAITS)

@@ -13,6 +13,7 @@ from fastdit_ui import views
 from fastdit_ui.dial import DEFAULT_POSITION, POSITIONS
 from fastdit_ui.jobs import follow
 from fastdit_ui.messages import messages, shown
+from fastdit_ui.open_dropdown import open_dropdown
 from fastdit_ui.recording import parse_numbers, record_run, recorded_names
 from fastdit_ui.request import FormValues, resolve
 from fastdit_ui.running import owner_of
@@ -21,6 +22,23 @@ from fastdit_ui.state import AppState
 PROMPT = "a red circle moving left on a dark background"
 METHODS = ("pyramid", "adaptive", "cached", "dense")
 KIND = "inside"
+# What clients of the API are told of the fields.
+FIELDS_SAY = """Args:
+    prompt: What to show.
+    model: One that the server was started with.
+    source: Where the method comes from: "dial", "expert" or "plan".
+    dial: Position from 0 (fastest) to 5 (dense).
+    method: Method, for "expert".
+    density: Density of its sparse calls.
+    plan: A plan of this server, for "plan".
+    steps: Denoising steps.
+    seed: Seed of the initial noise.
+    width: Pixels.
+    height: Pixels.
+    duration: Seconds.
+    layers: Layers to record, e.g. "0, 3, 7"; empty for the first, middle and last.
+    recorded_steps: Steps to record, from 0; empty for four, evenly spread.
+"""
 
 
 def build_inside_form(state: AppState) -> dict[str, Any]:
@@ -40,12 +58,12 @@ def build_inside_form(state: AppState) -> dict[str, Any]:
             len(POSITIONS) - 1,
             value=DEFAULT_POSITION,
             step=1,
-            label="Faster (0) to closer to dense",
+            label="Faster ↔ closer to dense",
             info=", ".join(f"{number} {one.name}" for number, one in enumerate(POSITIONS)),
         ),
         "method": gr.Dropdown(list(METHODS), value="pyramid", label="Method", visible=False),
         "density": gr.Slider(0.02, 1.0, value=0.2, step=0.01, label="Density of sparse calls", visible=False),
-        "plan": gr.Dropdown(state.plans.list(), value=None, label="Plan", allow_custom_value=True, visible=False),
+        "plan": open_dropdown(state.plans.list(), value=None, label="Plan", visible=False),
         "steps": gr.Slider(1, 100, value=int(defaults.get("num_inference_steps", 30)), step=1, label="Denoising steps"),
         "seed": gr.Number(0, label="Seed", precision=0, minimum=0),
     }
@@ -124,6 +142,7 @@ def make_recorder(state: AppState, defaults: Mapping[str, Any]) -> Callable[...,
     first = inspect.Parameter("request", kind, annotation=gr.Request)
     look_inside.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
     look_inside.__annotations__ = {"request": gr.Request}
+    look_inside.__doc__ = f"{look_inside.__doc__}\n\n{FIELDS_SAY}"
     return look_inside
 
 

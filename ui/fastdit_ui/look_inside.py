@@ -10,6 +10,7 @@ from fastdit_ui import views
 from fastdit_ui.inside_answers import RunReader, describe_run, site_of, whole
 from fastdit_ui.inside_form import bind_recording, build_inside_form
 from fastdit_ui.messages import messages
+from fastdit_ui.open_dropdown import open_dropdown
 from fastdit_ui.recording import recorded_names
 from fastdit_ui.state import AppState
 
@@ -20,8 +21,7 @@ def build(state: AppState) -> None:
     """Build the tab."""
     reader = RunReader(state)
     gr.Markdown("Record one run, then click a patch: which patches does it attend to, and which of them are skipped?")
-    # Clients of the API have no list of choices, so values are checked here and not by the component.
-    run = gr.Dropdown([], value=None, label="Recorded run", allow_custom_value=True, elem_id="inside-run", render=False)
+    run = open_dropdown([], value=None, label="Recorded run", elem_id="inside-run", render=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             bind_recording(state, build_inside_form(state), run)
@@ -54,7 +54,11 @@ def _bind_run(state: AppState, reader: RunReader, run: Any, pages: dict[str, Any
     everything = [*outputs, *_patch_outputs(pages), seen]
 
     def inside_run(name: str) -> list[Any]:
-        """Choices, density by layer, head and phase, and recall over the steps of a recorded run."""
+        """Choices, density by layer, head and phase, and recall over the steps of a recorded run.
+
+        Args:
+            name: A recorded run, as look_inside returned it.
+        """
         with messages():
             return _show_run(reader, name)
 
@@ -79,7 +83,18 @@ def _bind_patch(reader: RunReader, run: Any, pages: dict[str, Any]) -> None:
     def inside_patch(
         name: str, transformer: int, layer: int, step: int, head: int, frame: float, row: float, column: float
     ) -> tuple[Any, ...]:
-        """What a query patch sees in one head: its keys over the frames, its attention, and the shares of both."""
+        """What a query patch sees in one head: its keys over the frames, its attention, and the shares of both.
+
+        Args:
+            name: A recorded run.
+            transformer: One that was recorded, from 0.
+            layer: One that was recorded.
+            step: One that was recorded.
+            head: From 0.
+            frame: Latent frame of the query patch.
+            row: Its row of patches.
+            column: Its column.
+        """
         with messages():
             return _show_patch(reader, name, (transformer, layer, step), head, (frame, row, column))
 
@@ -116,11 +131,11 @@ def _build_pages() -> dict[str, Any]:
     with gr.Row():
         names = ("Transformer", "Layer", "Step", "Head")
         chosen = [
-            gr.Dropdown([], label=name, min_width=90, allow_custom_value=True, elem_id=f"inside-{name.lower()}")
+            open_dropdown([], kind="integer", label=name, min_width=90, elem_id=f"inside-{name.lower()}")
             for name in names
         ]
         patch = [
-            gr.Number(0, label=f"Query {name}", precision=0, minimum=0, min_width=90, elem_id=f"inside-{name}")
+            gr.Number(0, label=name.capitalize(), precision=0, minimum=0, min_width=90, elem_id=f"inside-{name}")
             for name in ("frame", "row", "column")
         ]
     pages["site"] = [*chosen, *patch]

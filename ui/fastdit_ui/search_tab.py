@@ -10,30 +10,25 @@ from gradio.events import api
 
 from fastdit.search.ladder import Mode
 from fastdit_ui import views
-from fastdit_ui.inside_answers import whole
 from fastdit_ui.messages import messages
-from fastdit_ui.search_store import AIMS, ROUND_HEADERS, SearchRequest, SearchStore
+from fastdit_ui.open_dropdown import open_dropdown
+from fastdit_ui.search_form import AIM_SHORT, build_search_form, search_starter
+from fastdit_ui.search_store import ROUND_HEADERS, SearchStore
 from fastdit_ui.search_worker import SearchWorker
-from fastdit_ui.sizes import settle
 from fastdit_ui.state import AppState
 
-PROMPTS = (
-    "a red circle moving left on a dark background",
-    "a blue square moving slowly right on a light background",
-    "a green triangle moving up on a gray background",
-)
-AIM_LABELS = (
-    ("PSNR of at least (dB)", "min_psnr"),
-    ("SSIM of at least", "min_ssim"),
-    ("Density of at most", "density"),
-    ("Attention faster by", "speedup"),
-)
-AIM_VALUES = {"min_psnr": 30.0, "min_ssim": 0.95, "density": 0.3, "speedup": 1.5}
 RESULT = "the result"
 # Modes to choose from; `None` for those of `fastdit.search`.
 LADDER: Mapping[str, Mode] | None = None
 WATCH_SECONDS = 2.0
-assert {name for _, name in AIM_LABELS} == set(AIMS), "every aim has a label"
+FIGURES = {
+    "psnr": "PSNR",
+    "worst_psnr": "worst PSNR",
+    "ssim": "SSIM",
+    "verified_runs": "runs",
+    "noise_floor_psnr": "noise floor PSNR",
+    "noise_floor_ssim": "noise floor SSIM",
+}
 
 
 def build(state: AppState) -> None:
@@ -46,38 +41,18 @@ def build(state: AppState) -> None:
     )
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            form = _build_form(state)
+            form = build_search_form(state)
             start = gr.Button("Start a search", variant="primary", elem_id="search-start")
         with gr.Column(scale=5, min_width=300):
-            chosen = gr.Dropdown([], value=None, label="Search", allow_custom_value=True, elem_id="search-name")
+            chosen = open_dropdown([], value=None, label="Search", elem_id="search-name")
             with gr.Row():
                 stop = gr.Button("Stop", variant="stop", elem_id="search-stop")
                 resume = gr.Button("Go on", elem_id="search-resume")
             page = _build_page()
     _bind_saving(state, worker, chosen)
     _bind_watching(worker, chosen, page, state.page.setdefault("on_load", []))
-
-    def search_start(
-        prompts: str,
-        model: str,
-        aim: str,
-        value: float,
-        steps: float,
-        width: float,
-        height: float,
-        duration: float,
-        num_measured: float,
-        max_rounds: float,
-        seed: float,
-    ) -> str:
-        """Start a search for a plan; one runs at a time. Returns its name."""
-        with messages():
-            size = (width, height, duration)
-            given = (prompts, model, aim, value, steps, size, num_measured, max_rounds, seed)
-            return worker.start(make_request(state, *given))
-
     made = gr.Textbox(visible="hidden", label="Search")
-    start.click(search_start, list(form.values()), made, api_name="search_start").success(
+    start.click(search_starter(state, worker), list(form.values()), made, api_name="search_start").success(
         lambda name: gr.update(choices=worker.store.list(), value=name), made, chosen, api_visibility="private"
     )
     _bind_buttons(worker, chosen, stop, resume)
@@ -87,13 +62,21 @@ def _bind_buttons(worker: SearchWorker, chosen: Any, stop: Any, resume: Any) -> 
     """Stop and go on."""
 
     def search_stop(name: str) -> str:
-        """Stop a search at its next transformer call; what it has finished is kept. Returns its name."""
+        """Stop a search at its next transformer call; what it has finished is kept. Returns its name.
+
+        Args:
+            name: Name of the search.
+        """
         with messages():
             worker.stop(name)
         return name
 
     def search_resume(name: str) -> str:
-        """Go on with a search that was stopped. Returns its name."""
+        """Go on with a search that was stopped. Returns its name.
+
+        Args:
+            name: Name of the search.
+        """
         with messages():
             worker.resume(name)
         return name
@@ -101,83 +84,6 @@ def _bind_buttons(worker: SearchWorker, chosen: Any, stop: Any, resume: Any) -> 
     same = gr.Textbox(visible="hidden", label="Search")
     stop.click(search_stop, chosen, same, api_name="search_stop")
     resume.click(search_resume, chosen, same, api_name="search_resume")
-
-
-def make_request(
-    state: AppState,
-    prompts: str,
-    model: str,
-    aim: str,
-    value: float,
-    steps: float,
-    size: tuple[float, float, float],
-    num_measured: float,
-    max_rounds: float,
-    seed: float,
-) -> SearchRequest:
-    """What a form asks for, checked.
-
-    Args:
-        state: The server.
-        prompts: One a line.
-        model: The model.
-        aim: What the plan must reach.
-        value: Of the aim.
-        steps: Denoising steps.
-        size: Width, height in pixels, seconds.
-        num_measured: Prompts to measure on.
-        max_rounds: Verification rounds.
-        seed: First seed.
-
-    Raises:
-        ConfigError: A value is out of range, or the model is not offered.
-    """
-    defaults = state.engine.call_defaults(state.settings.check_model(model))
-    fps = int(defaults.pop("fps"))
-    settled = settle(state.engine.shape(model), *size, fps)
-    return SearchRequest(
-        model=model,
-        prompts=tuple(str(prompts).splitlines()),
-        aim=aim,
-        value=value,
-        call={
-            **defaults,
-            "width": settled.width,
-            "height": settled.height,
-            "num_frames": settled.num_frames,
-            "num_inference_steps": whole("steps", steps),
-        },
-        num_measured=whole("num_measured", num_measured),
-        max_rounds=whole("max_rounds", max_rounds),
-        seed=whole("seed", seed),
-    )
-
-
-def _build_form(state: AppState) -> dict[str, Any]:
-    """The form of a search, in the order of the API."""
-    models = list(state.settings.models)
-    defaults = state.engine.call_defaults(models[0])
-    frames, fps = defaults.get("num_frames", 81), defaults.get("fps", 16)
-    form: dict[str, Any] = {
-        "prompts": gr.Textbox("\n".join(PROMPTS), label="Prompts, one a line", lines=5, elem_id="search-prompts"),
-        "model": gr.Dropdown(models, value=models[0], label="Model"),
-        "aim": gr.Radio(list(AIM_LABELS), value="min_psnr", label="Promise or budget"),
-        "value": gr.Number(AIM_VALUES["min_psnr"], label="Value", elem_id="search-value"),
-        "steps": gr.Slider(1, 100, value=int(defaults.get("num_inference_steps", 30)), step=1, label="Denoising steps"),
-    }
-    with gr.Accordion("Size and rounds", open=False):
-        form |= {
-            "width": gr.Number(int(defaults.get("width", 832)), label="Width, pixels", precision=0),
-            "height": gr.Number(int(defaults.get("height", 480)), label="Height, pixels", precision=0),
-            "duration": gr.Number(round(frames / fps, 2), label="Duration, seconds"),
-            "num_measured": gr.Number(
-                1, label="Prompts to measure on", info="the others verify the promise", precision=0, minimum=1
-            ),
-            "max_rounds": gr.Number(10, label="Verification rounds at most", precision=0, minimum=1),
-            "seed": gr.Number(0, label="First seed", precision=0, minimum=0),
-        }
-    form["aim"].input(lambda aim: AIM_VALUES[aim], form["aim"], form["value"], api_visibility="private")
-    return form
 
 
 def _build_page() -> dict[str, Any]:
@@ -193,7 +99,7 @@ def _build_page() -> dict[str, Any]:
             buttons=["fullscreen", "download"],
             elem_id="search-plot",
         ),
-        "rounds": gr.Dataframe(headers=ROUND_HEADERS, label="Rounds", interactive=False),
+        "rounds": gr.Dataframe(headers=ROUND_HEADERS, label="Rounds", interactive=False, elem_id="search-rounds"),
     }
 
 
@@ -203,7 +109,11 @@ def _bind_watching(worker: SearchWorker, chosen: Any, page: dict[str, Any], on_l
     outputs = [page["status"], page["plot"], page["rounds"], seen]
 
     def search_show(name: str | None) -> tuple[Any, ...]:
-        """Where a search stands: status, picture of the front, and its rounds."""
+        """Where a search stands: status, picture of the front, and its rounds.
+
+        Args:
+            name: Name of the search.
+        """
         if not name:
             return "", None, [], ""
         with messages():
@@ -245,9 +155,12 @@ def show_search(worker: SearchWorker, name: str) -> tuple[Any, ...]:
     from fastdit_ui.inside_plots import picture
     from fastdit_ui.search_plot import plot_search, round_rows
 
+    # Before anything is read: what changes meanwhile must look new to the page.
+    now = signature(worker, name)
     view, job = worker.store.view(name), worker.job(name)
-    asked = f"{view.request.aim} {view.request.value:g} on {len(view.request.prompts)} prompts of {view.request.model}"
-    lines = [f"{asked}: {worker.status(name)}"]
+    prompts = len(view.request.prompts)
+    asked = f"{AIM_SHORT[view.request.aim]} {view.request.value:g} on {prompts} prompt{'s' * (prompts > 1)}"
+    lines = [f"{asked} of {view.request.model}: {worker.status(name)}"]
     if view.error:
         lines.append(view.error)
     if view.plan is not None:
@@ -256,10 +169,10 @@ def show_search(worker: SearchWorker, name: str) -> tuple[Any, ...]:
             False: "does NOT keep the promise: the best that was found",
             None: "is in budget",
         }
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in view.plan.measured.items())
+        figures = ", ".join(f"{FIGURES.get(key, key)} {value:.4g}" for key, value in view.plan.measured.items())
         lines.append(f"The plan {kept[view.plan.keeps_promise]}: {figures}.")
     status = views.notes(lines) + ("" if job is None else views.progress(worker.view(name)))
-    return status, picture(plot_search(view)), round_rows(view), signature(worker, name)
+    return status, picture(plot_search(view)), round_rows(view), now
 
 
 def _bind_saving(state: AppState, worker: SearchWorker, chosen: Any) -> None:
@@ -269,10 +182,16 @@ def _bind_saving(state: AppState, worker: SearchWorker, chosen: Any) -> None:
         name = gr.Textbox("", label="Name of the plan", placeholder="e.g. tiny-30db", elem_id="search-plan-name")
         save = gr.Button("Save the plan", elem_id="search-save")
         use = gr.Button("Save and use in Generate", elem_id="search-use")
-    saved = gr.Textbox("", label="Saved plan", interactive=False)
+    saved = gr.Textbox("", label="Saved plan", interactive=False, elem_id="search-saved")
 
     def search_save_plan(search: str, plan: str, name: str) -> str:
-        """Save a plan of a search on this server: the result, or that of a round. Returns its name."""
+        """Save a plan of a search on this server: the result, or that of a round. Returns its name.
+
+        Args:
+            search: Name of the search.
+            plan: "the result", or the digits of a round's plan.
+            name: What the plan is to be called.
+        """
         with messages():
             state.plans.save(worker.plan(search, None if plan.strip() in ("", RESULT) else plan.strip()), name.strip())
         return name.strip()

@@ -15,6 +15,7 @@ import gradio as gr
 from fastdit.errors import ConfigError
 from fastdit_ui.app import build_app
 from fastdit_ui.engine import Engine
+from fastdit_ui.mcp_tools import complete_tools, keep_uploads_in
 from fastdit_ui.settings import LOCALHOST, ServerSettings
 from fastdit_ui.state import AppState
 
@@ -49,6 +50,8 @@ class Server:
         self.page.queue(default_concurrency_limit=None)
         try:
             self.url, self.share_url = _launch(self.page, settings)
+            if settings.mcp:
+                complete_tools(self.page)
         except BaseException:
             self.state.close()
             raise
@@ -105,10 +108,12 @@ def launch_arguments(settings: ServerSettings) -> dict[str, Any]:
 
 def _theme() -> gr.themes.Base:
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=list(FONTS), font_mono=list(MONOSPACE))
-    # White on the lighter shades that Gradio takes is hard to read.
+    # On the lighter shades that Gradio takes, text has less than the 4.5 : 1 that is readable for all.
     fill = {"button_primary_background_fill": "*primary_600", "button_primary_background_fill_hover": "*primary_700"}
     both = {**fill, "button_primary_text_color": "white"}
-    return theme.set(**both, **{f"{name}_dark": value for name, value in both.items()})
+    light = {"body_text_color_subdued": "*neutral_500", "color_accent": "*primary_600"}
+    stop = {"button_cancel_background_fill": "#dc2626", "button_cancel_background_fill_hover": "#b91c1c"}
+    return theme.set(**both, **light, **stop, **{f"{name}_dark": value for name, value in both.items()})
 
 
 def serve(settings: ServerSettings, engine: Engine, announce: Callable[[str], None]) -> None:
@@ -122,6 +127,7 @@ def serve(settings: ServerSettings, engine: Engine, announce: Callable[[str], No
     folder = tempfile.mkdtemp(prefix="fastdit-ui-")
     # Uploads and copies on their way to browsers, private to this server and gone with it.
     os.environ["GRADIO_TEMP_DIR"] = folder
+    keep_uploads_in(folder)
     try:
         server = Server(settings, engine)
         announce(f"{server.url} (runs in {settings.output_dir})")
