@@ -22,19 +22,9 @@ def unused_ports(number):
 
 
 @contextmanager
-def started(output_dir, port, *options):
+def started(words, output_dir, port):
     """The app as a process that has said where it is; told to end as a user does."""
-    command = [
-        sys.executable,
-        "-m",
-        "fastdit.cli",
-        "ui",
-        "--port",
-        str(port),
-        "--output-dir",
-        str(output_dir),
-        *options,
-    ]
+    command = [sys.executable, "-m", "fastdit.cli", *words, "--port", str(port), "--output-dir", str(output_dir)]
     # No proxy and no Hub can be reached.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

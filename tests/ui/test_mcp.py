@@ -31,7 +31,7 @@ def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
-        with started(tmp_path_factory.mktemp("runs"), port, "--mcp"):
+        with started(["ui", "--mcp"], tmp_path_factory.mktemp("runs"), port):
             yield f"http://127.0.0.1:{port}/gradio_api/mcp/", folder
     # What tools were given goes with the server.
     assert list(folder.rglob("*.json")) == []

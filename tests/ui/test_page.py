@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from page_actions import number, say
+from page_actions import attach, number, say
 from ui_stub import PROMPT, SMALL
 
 from fastdit_pipelines.engine import PipelineEngine
@@ -33,8 +33,7 @@ def test_a_bad_plan_is_told_and_the_page_goes_on_to_generate(visit, server, tmp_
     bad.write_text('{"format": "fastdit-plan", "version": 99}')
     page.get_by_label("Prompt", exact=True).first.fill(PROMPT)
     page.locator("#generate-source").get_by_text("Plan").click()
-    page.locator("#generate-plan-file input[type=file]").set_input_files(bad)
-    page.locator("#generate-plan-file").get_by_text("broken.json").wait_for()
+    attach(page, "#generate-plan-file", bad)
     page.locator("#generate-run").click()
     alert = page.locator("#generate-status [role=alert]")
     alert.wait_for()
