@@ -1,5 +1,9 @@
 """What the tests of all families share about sparse runs of tiny pipelines."""
 
+from contextlib import contextmanager
+
+import pytest
+
 import fastdit
 
 # Layers have some dozen tokens, so tiles are small, and nothing is dense but by the test's own wish.
@@ -15,3 +19,21 @@ def small(**settings):
 def same(first, second):
     """Whether two sequences hold the very same objects."""
     return all(a is b for a, b in zip(first, second, strict=True))
+
+
+@contextmanager
+def raises_in_call(module, number):
+    """What runs inside ends with an exception that the `number`-th call of `module` raises."""
+    calls = []
+
+    def explode(*_):
+        calls.append(1)
+        if len(calls) == number:
+            raise ZeroDivisionError
+
+    handle = module.register_forward_hook(explode)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            yield
+    finally:
+        handle.remove()
