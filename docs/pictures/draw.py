@@ -1,12 +1,14 @@
-"""The pictures of `docs/how-it-works.md`, made by fastdit itself.
+"""The pictures of `docs/how-it-works.md` and `docs/search.md`, made by fastdit itself.
 
-    python docs/pictures/draw.py tiles masks cut    # of the page; synthetic heads, seconds
+    python docs/pictures/draw.py tiles masks cut    # synthetic heads, seconds
     python docs/pictures/draw.py density            # one run of the bundled model
+    python docs/pictures/draw.py promises           # of the committed result of fastdit bench search
 
 Seeds are fixed, so every run draws the same.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from fastdit_eval.attention_heads import make_heads
 from fastdit_kernels import BlockMask
 
 HERE = Path(__file__).parent
+SEARCH_RESULT = HERE.parents[1] / "eval" / "results" / "search_tiny.json"
 GRID = fastdit.VideoGrid(frames=8, height=16, width=16)
 FAMILY = "mixed"
 TILES = {"q_tile": 64, "kv_tile": 32}
@@ -180,7 +183,38 @@ def draw_density() -> Figure:
     return figure
 
 
-PICTURES = {"tiles": draw_tiles, "masks": draw_masks, "cut": draw_cut, "density": draw_density}
+def draw_promises() -> Figure:
+    """Held-out PSNR against density over the run: the plan of every promise and the best uniform setting beside it."""
+    rows = json.loads(SEARCH_RESULT.read_text())["promises"]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    mean = [row["held_out"]["psnr"] for row in rows]
+    plan = [row["held_out"]["density"] for row in rows]
+    for row in rows:
+        psnr = row["held_out"]["psnr_of_prompts"]
+        axis.scatter([row["held_out"]["density"]] * len(psnr), psnr, s=6, color="#16697a", alpha=0.35)
+        axis.axhline(row["promise"], color="gray", linestyle=":", linewidth=1)
+        axis.text(1.0, row["promise"], f"promise {row['promise']:g} dB ", fontsize=8, ha="right", va="bottom")
+    axis.plot(plan, mean, "o-", color="#16697a", label="plan, mean of 30 held-out prompts (small: each prompt)")
+    found = [row for row in rows if row.get("uniform")]
+    other = [row["uniform"]["density"] for row in found]
+    at = [row["held_out"]["psnr"] for row in found]
+    axis.plot(other, at, "s--", color="#c1440e", label="best uniform setting of the same mean PSNR")
+    for row, x, y in zip(found, other, at, strict=True):
+        axis.annotate("", (row["held_out"]["density"], y), (x, y), arrowprops={"arrowstyle": "->", "color": "gray"})
+        axis.text(x, y, f"  {row['saving']:.0%} saved", va="top", fontsize=9)
+    axis.set(xlim=(0, 1), xlabel="density over the whole run, dense steps included", ylabel="PSNR against dense, dB")
+    axis.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+PICTURES = {
+    "tiles": draw_tiles,
+    "masks": draw_masks,
+    "cut": draw_cut,
+    "density": draw_density,
+    "promises": draw_promises,
+}
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from fastdit.cli.process_place import process_place
 from fastdit.cli.suite_rows import LadderOptions, build_rows
 from fastdit.config import AttentionConfig
 from fastdit.environment import describe_environment
+from fastdit.plan import Plan
 from fastdit.validation import check_count, check_fraction
 from fastdit.whole_files import write_json
 
@@ -81,12 +82,12 @@ def suite(
     check_count("num_prompts", num_prompts, 1)
     check_fraction("two_objects", two_objects)
     choose_metrics(convention, metrics)
-    methods = build_rows(ladder, lambda method: method_defaults(model, method))
+    call, fps = call_arguments(model, asdict(clip))
+    methods = build_rows(ladder, lambda method: method_defaults(model, method), _bundled_plans(model, call))
     if list_rows:
         _print_rows(methods, json_output)
         return
     rows: dict[str, AttentionConfig | None] = {DENSE: None, **({FLOOR: None} if floor else {}), **methods}
-    call, fps = call_arguments(model, asdict(clip))
     samples = draw_samples(num_prompts, seed, two_objects)
     store = ClipStore(Path(f"suite-{Path(model).name}") if output is None else output)
     setup = {"model": model, "seed": seed, "two_objects": two_objects, "call": call, "fps": fps}
@@ -102,6 +103,22 @@ def suite(
         console = Console()
         Console(width=max(console.width, 150)).print(Markdown((store.root / "table.md").read_text()))
         console.print(f"written to {store.root}/", highlight=False)
+
+
+def _bundled_plans(model: str, call: dict[str, Any]) -> dict[str, Plan]:
+    """Plans that ship with the model and were made at the size of the call."""
+    from fastdit_pipelines.bundled_models import model_plans
+    from fastdit_pipelines.shape_reading import find_shape
+
+    plans = {name: Plan.load(path) for name, path in model_plans(model).items()}
+    if not plans:
+        return {}
+    grid = find_shape(model).grid(call["height"], call["width"], call["num_frames"])
+    return {
+        name: plan
+        for name, plan in plans.items()
+        if (plan.grid.frames, plan.grid.height, plan.grid.width) == (grid.frames, grid.height, grid.width)
+    }
 
 
 def _print_rows(methods: dict[str, AttentionConfig], json_output: bool) -> None:

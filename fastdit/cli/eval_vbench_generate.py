@@ -16,7 +16,7 @@ import fastdit
 from fastdit.cli.call_options import DEFAULT_CALL, CallOptions
 from fastdit.cli.generate import call_arguments
 from fastdit.cli.process_place import process_place
-from fastdit.cli.sparse_options import DEFAULT_SPARSE, SparseOptions
+from fastdit.cli.sparse_options import DEFAULT_SPARSE, SparseOptions, load_plan
 from fastdit.config import METHODS, AttentionConfig
 from fastdit.environment import describe_environment
 from fastdit.errors import ConfigError
@@ -98,7 +98,7 @@ def _method(model: str, method: str | None, sparse: SparseOptions) -> tuple[Atte
     if sparse.plan is not None:
         if method is not None or sparse != SparseOptions(plan=sparse.plan):
             raise ConfigError("plan with a method or its settings: the plan says all, leave them out")
-        return Plan.load(sparse.plan), "plan"
+        return load_plan(sparse.plan), "plan"
     name = sparse.choose_method(method, "dense")
     check_choice("method", name, ("dense", *METHODS))
     return (None if name == "dense" else sparse.build(name, method_defaults(model, name))), name

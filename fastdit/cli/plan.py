@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from fastdit.cli.search import describe, print_plan
-from fastdit.plan import Plan
+from fastdit.cli.sparse_options import load_plan
 
 app = App(name="plan", help="Show a plan that fastdit search made.", result_action="return_value")
 
@@ -24,11 +24,11 @@ def show(
     """Print what a plan promises and does; with --picture, also draw it: heads by layers for each phase.
 
     Args:
-        path: The plan.
+        path: File of the plan, or the name of a bundled one.
         picture: PNG to write.
         json_output: Print JSON instead of tables.
     """
-    plan = Plan.load(path)
+    plan = load_plan(path)
     if picture is not None:
         from fastdit_eval.plan_sheet import draw_plan
 

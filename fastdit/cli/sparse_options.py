@@ -39,7 +39,8 @@ class SparseOptions:
     Args:
         config: JSON file with the method and all of its settings, e.g. {"method": "pyramid", "level_shares":
             {"0": 0.1, "3": 0.2}}, or a table of heads of the method mixed; instead of --method and the options below.
-        plan: Plan that fastdit search made for this model; instead of --method and all other options here.
+        plan: File that fastdit search made for this model, or the name of a bundled plan (see fastdit models);
+            instead of --method and all other options here.
         top_p: Share of the estimated attention mass to keep per query tile (adaptive).
         min_density: Least share of key tiles per query tile (adaptive).
         max_density: Largest share of key tiles per query tile (adaptive).
@@ -120,7 +121,7 @@ class SparseOptions:
                     hint = "write all settings into the file" if file == "config" else "the plan says all settings"
                     raise ConfigError(f"{field.name}={value!r} with --{file}: {hint}")
             if self.plan is not None:
-                return PlanConfig(plan=Plan.load(self.plan))
+                return PlanConfig(plan=load_plan(self.plan))
             assert self.config is not None, "one of the two is given"
             return config_from_file(self.config)
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -139,6 +140,17 @@ class SparseOptions:
 
 
 DEFAULT_SPARSE = SparseOptions()
+
+
+def load_plan(given: Path) -> Plan:
+    """The plan of a file, or the bundled one of this name.
+
+    Raises:
+        PlanError: It cannot be read.
+    """
+    from fastdit_pipelines.bundled_models import plan_file
+
+    return Plan.load(plan_file(given))
 
 
 def _config(method: str, given: dict[str, Any], defaults: dict[str, Any]) -> AttentionConfig:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fastdit.cli.sparse_options import SparseOptions, count_or_fraction, own_settings
+from fastdit.cli.sparse_options import SparseOptions, count_or_fraction, load_plan, own_settings
 from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, PyramidConfig, StaticConfig, config_from_file
 from fastdit.errors import ConfigError
 from fastdit.plan import Plan
@@ -28,7 +29,8 @@ class LadderOptions:
 
     Args:
         methods: Rows, or kinds of rows such as pyramid; all if not given. --list shows them.
-        plan: Plans that fastdit search made for this model; each becomes a row.
+        plan: Plans that fastdit search made for this model; each becomes a row. Those that ship with the model for the
+            size of the call are rows without being named.
         config: JSON files with a method and all of its settings; each becomes a row.
         densities: Shares of key tiles that adaptive and pyramid take in turn; the middle one is that of cached.
         patterns: Patterns of static.
@@ -58,12 +60,15 @@ class LadderOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def build_rows(options: LadderOptions, defaults: Defaults) -> dict[str, AttentionConfig]:
+def build_rows(
+    options: LadderOptions, defaults: Defaults, plans: Mapping[str, Plan] = MappingProxyType({})
+) -> dict[str, AttentionConfig]:
     """Configs by the name of their row.
 
     Args:
         options: What was asked for.
         defaults: Settings of a method that suit the model, by the method's name.
+        plans: Rows of the ladder, too, by name.
 
     Raises:
         ConfigError: A name is unknown or taken twice, or a setting is out of range.
@@ -72,9 +77,13 @@ def build_rows(options: LadderOptions, defaults: Defaults) -> dict[str, Attentio
     if not options.densities:
         raise ConfigError("densities: accepted is at least one fraction, e.g. 0.1 0.2 0.4")
     rows = _without_repeats(_ladder(options, defaults))
+    for name, plan in plans.items():
+        _add(rows, _row_name("plan", name), PlanConfig(plan=plan))
     chosen = rows if not options.methods else _choose(rows, options.methods)
     for path in options.plan:
-        _add(chosen, _row_name("plan", path.stem), PlanConfig(plan=Plan.load(path)))
+        name, config = _row_name("plan", path.stem), PlanConfig(plan=load_plan(path))
+        if chosen.get(name) != config:
+            _add(chosen, name, config)
     for path in options.config:
         _add(chosen, _row_name("config", path.stem), config_from_file(path))
     return chosen

@@ -20,15 +20,13 @@ from fastdit.search.gains import phase_gains, sparse_from
 from fastdit.search.identity import describe_pipeline
 from fastdit.search.ladder import Mode
 from fastdit.search.price import TRIED, VERIFIED
-from fastdit.search.promise import measured_quality, surplus_of
+from fastdit.search.promise import first_aim, measured_quality, surplus_of
 from fastdit.search.results import Arrays, ResultFolder
-from fastdit.search.rounds import rounds_until_kept
+from fastdit.search.rounds import CLOSE_WHEN_VERIFIED, rounds_until_kept
 from fastdit.search.runs import SearchRuns
 from fastdit.search.settings import DEFAULT_PHASES, SearchSettings
 from fastdit.search.tables import SearchTables, build_tables, order_tables, steps_in_phases
 
-# Quality that the first plan aims at above the promise, in dB: prompts differ by some 3 dB, and the tail counts.
-FIRST_SURPLUS = 3.0
 logger = logging.getLogger(__name__)
 
 
@@ -190,7 +188,7 @@ class Search:
     def _keeping_promise(self, tables: SearchTables) -> Plan:
         """Move the bound on the predicted error until the promise is kept closely."""
         settings = self.settings
-        first = 10 ** (-((settings.min_psnr or 30.0) + settings.margin + FIRST_SURPLUS) / 10)
+        first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED) / 10)
 
         def screen(choice: IntArray) -> tuple[Plan, float]:
             return self._tried(tables, choice, settings.screening_runs, tail=False)

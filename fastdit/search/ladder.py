@@ -14,8 +14,8 @@ from fastdit.plan import ALL_SPARSE, DENSE
 Mode = AttentionConfig | Literal["dense"]
 Ladder = Mapping[str, Mode]
 
-ADAPTIVE_DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
-PYRAMID_DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35)
+ADAPTIVE_DENSITIES = (0.02, 0.06, 0.2, 0.5)
+PYRAMID_DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
 PATTERNS = {"skip": "skip", "window": "window:frames=3", "same_place": "multi_diagonal:radius=1"}
 # Masks of cached rungs last for their whole phase, whatever the number of steps.
 WHOLE_PHASE = 10_000

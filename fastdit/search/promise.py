@@ -15,6 +15,10 @@ TAIL_ALLOWANCE = 1.0
 NINE_OF_TEN = 0.9
 # Runs from which a deviation is estimated.
 LEAST_RUNS = 3
+# Of the first plan where SSIM is promised, in dB of PSNR.
+DEFAULT_AIM = 30.0
+# By how much prompts differ as a rule, in dB, until a search has seen its own; that of the bundled model.
+USUAL_DEVIATION = 2.5
 
 
 def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
@@ -53,6 +57,22 @@ def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
         allowed = (1 - settings.min_ssim) * (1 - min(settings.margin / 10, 0.5))
         return 10 * math.log10(max(allowed, 1e-12) / max(1 - float(found["ssim"].mean()), 1e-12))
     return 0.0
+
+
+def first_aim(settings: SearchSettings, window: float) -> float:
+    """Mean PSNR that the first plan aims at: what a promise takes where prompts differ as they do as a rule.
+
+    Args:
+        settings: The search.
+        window: Surplus in dB that ends a search; its middle is aimed at.
+    """
+    promise, number = settings.min_psnr or DEFAULT_AIM, len(settings.verified_runs)
+    mean = tail = promise + settings.margin
+    if settings.min_psnr is not None and number >= LEAST_RUNS:
+        doubt, factor = _limit_factors(number, settings.confidence)
+        mean += doubt * USUAL_DEVIATION
+        tail = promise - TAIL_ALLOWANCE + factor * USUAL_DEVIATION
+    return max(mean, tail) + window / 2
 
 
 def _limit_factors(number: int, confidence: float) -> tuple[float, float]:

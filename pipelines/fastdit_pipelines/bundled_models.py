@@ -32,6 +32,11 @@ class BundledModel:
         settings: dict[str, dict[str, Any]] = json.loads((self.folder / "defaults.json").read_text())
         return settings[section]
 
+    @property
+    def plans(self) -> dict[str, Path]:
+        """Plans that `fastdit bench search` and `fastdit search` made for it, by name."""
+        return {path.stem: path for path in sorted((self.folder / "plans").glob("*.json"))}
+
 
 BUNDLED_MODELS = {
     "tiny": BundledModel(
@@ -50,6 +55,17 @@ def model_defaults(model: str) -> dict[str, Any]:
 def method_defaults(model: str, method: str) -> dict[str, Any]:
     """Settings of a sparse method that suit a model, e.g. its dense steps; empty for models that are not bundled."""
     return BUNDLED_MODELS[model].defaults("methods").get(method, {}) if model in BUNDLED_MODELS else {}
+
+
+def model_plans(model: str) -> dict[str, Path]:
+    """Plans that ship with a model, by name; none for models that are not bundled."""
+    return BUNDLED_MODELS[model].plans if model in BUNDLED_MODELS else {}
+
+
+def plan_file(given: Path) -> Path:
+    """The file of a plan: `given`, or that of the bundled plan of this name if there is no such file."""
+    known = {name: path for model in BUNDLED_MODELS.values() for name, path in model.plans.items()}
+    return given if given.is_file() else known.get(str(given), given)
 
 
 def model_folder(model: str) -> Path:

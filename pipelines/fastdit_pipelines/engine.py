@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdit.errors import UnsupportedModelError
-from fastdit_pipelines.bundled_models import method_defaults, model_defaults, model_folder
+from fastdit_pipelines.bundled_models import method_defaults, model_defaults, model_folder, model_plans
 from fastdit_pipelines.real_shapes import ModelShape
 from fastdit_pipelines.shape_reading import find_shape
 
@@ -22,6 +22,10 @@ class PipelineEngine:
     def method_defaults(self, model: str, method: str) -> dict[str, Any]:
         """Settings of a sparse method that suit a model."""
         return method_defaults(model, method)
+
+    def plans(self, model: str) -> dict[str, Path]:
+        """Plans that ship with a model, by name."""
+        return model_plans(model)
 
     def shape(self, model: str, *, fetch: bool = True) -> ModelShape | None:
         """What decides the lengths of a model, `None` if its family is not known.

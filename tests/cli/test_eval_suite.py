@@ -63,7 +63,8 @@ def listed(capsys, *words):
 def test_rows_have_the_models_defaults_and_one_name_each(capsys, monkeypatch):
     rows = listed(capsys)
     kinds = {row.split("-")[0] for row in rows}
-    assert kinds == {"static", "adaptive", "pyramid", "cached"}
+    assert kinds == {"static", "adaptive", "pyramid", "cached", "plan"}
+    assert {"plan-tiny_psnr_26", "plan-tiny_psnr_30", "plan-tiny_psnr_34"} <= rows.keys()
     assert [rows[f"pyramid-{density}"]["density"] for density in (0.1, 0.2, 0.4)] == [0.1, 0.2, 0.4]
     assert len({json.dumps(config) for config in rows.values()}) == len(rows)
     exact = rows["cached-exact-0.2"]
@@ -91,6 +92,12 @@ def test_rows_have_the_models_defaults_and_one_name_each(capsys, monkeypatch):
     assert rows["cached-exact-0.2"]["refresh_every"] == CachedConfig().refresh_every
 
 
+def test_bundled_plans_are_rows_at_their_own_size_alone(capsys):
+    listed_plans = listed(capsys, "--methods", "plan", "--plan", "tiny_psnr_30")
+    assert {row.split("-")[0] for row in listed_plans} == {"plan"}
+    assert not any(row.startswith("plan") for row in listed(capsys, "--num-frames=29"))
+
+
 def test_files_become_rows(capsys, tmp_path):
     from plans import make_plan
 
@@ -105,7 +112,7 @@ def test_files_become_rows(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--methods", "magic"], "methods: 'magic': accepted are adaptive, cached, pyramid, static"),
+        (["--methods", "magic"], "methods: 'magic': accepted are adaptive, cached, plan, pyramid, static"),
         (["--num-prompts=0"], "num_prompts=0"),
         (["--densities", "1.5"], "density=1.5"),
         (["--metrics", "beauty"], "metric 'beauty'"),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fastdit.search.allocation import pareto_front
-from fastdit.search.promise import surplus_of
-from fastdit.search.rounds import rounds_until_kept
+from fastdit.search.promise import first_aim, surplus_of
+from fastdit.search.rounds import CLOSE_WHEN_VERIFIED, rounds_until_kept
 from fastdit.search.settings import SearchSettings
 from fastdit.search.tables import SearchTables
 
@@ -71,7 +71,8 @@ def search_once(seed, between, within, slope, confidence):
         return lambda choice: (None, surplus_of(settings, {"psnr": prompts.psnr(choice, number)}, tail=tail))
 
     screen, verify = tried(settings.num_screening, False), tried(PROMPTS, True)
-    rounds = rounds_until_kept(TABLES, screen, verify, 10**-3.33, settings.max_rounds)
+    first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED) / 10)
+    rounds = rounds_until_kept(TABLES, screen, verify, first, settings.max_rounds)
     kept = [one for one in rounds if one.surplus >= 0]
     best = max(kept or rounds, key=lambda one: one.bound)
     return len(prompts.runs), bool(kept), best.surplus, prompts.surplus_of_all(best.choice)
@@ -83,12 +84,12 @@ def search_once(seed, between, within, slope, confidence):
 def test_a_plan_is_found_in_few_runs_and_keeps_its_promise_elsewhere(between, within, slope):
     runs, kept, surplus, elsewhere = np.array([search_once(s, between, within, slope, 0.8) for s in range(120)]).T
     assert kept.mean() > 0.97
-    assert runs.mean() <= 4 * PROMPTS
-    assert surplus.mean() < 1.6
+    assert runs.mean() <= 3.5 * PROMPTS
+    assert surplus.mean() < 2.4
     assert (elsewhere >= 0).mean() > 0.75
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_other_prompts_keep_the_promise_as_often_as_the_confidence_says(confidence):
     found = np.array([search_once(seed, 2.8, 1.0, 0.8, confidence) for seed in range(120)])
-    assert confidence - 0.05 <= (found[:, 3] >= 0).mean() <= confidence + 0.22
+    assert confidence - 0.05 <= (found[:, 3] >= 0).mean() <= confidence + 0.26

@@ -34,6 +34,9 @@ class TinyEngine:
     def method_defaults(self, model, method):
         return {"dense_steps": 1, **SMALL}
 
+    def plans(self, model):
+        return {}
+
     def shape(self, model, *, fetch=True):
         return None
 

@@ -74,7 +74,7 @@ def test_a_search_is_watched_stopped_resumed_saved_and_used(visit, server):
     page.wait_for_function(
         "document.querySelector('#search-saved').querySelector('input, textarea').value === 'tiny-30db'"
     )
-    assert server.state.plans.list() == ["tiny-30db"]
+    assert "tiny-30db" in server.state.plans.list()
 
     page.locator("#search-use").click()
     page.locator("#generate-run").wait_for()

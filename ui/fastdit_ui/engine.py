@@ -22,6 +22,9 @@ class Engine(Protocol):
     def method_defaults(self, model: str, method: str) -> dict[str, Any]:
         """Settings of a sparse method that suit a model; loads nothing."""
 
+    def plans(self, model: str) -> dict[str, Path]:
+        """Plans that ship with a model, by name; loads nothing."""
+
     def shape(self, model: str, *, fetch: bool = True) -> Any:
         """The model's `ModelShape` (`spatial`, `temporal`, `patch`, `grid()`, ...), or `None` if its family is unknown.
 

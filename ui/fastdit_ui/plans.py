@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastdit import Plan
 from fastdit.errors import InvalidInputError, PlanError
+from fastdit.whole_files import whole_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 SUFFIX = ".json"
@@ -50,6 +52,15 @@ class PlanStore:
         if not path.is_file():
             raise PlanError(f"plan {name!r} is not on this server: it has {', '.join(self.list()) or 'none'}")
         return Plan.load(path)
+
+    def add_missing(self, plans: Mapping[str, Path]) -> None:
+        """Copy plans from files; a name that is taken keeps the plan it has."""
+        for name, source in plans.items():
+            path = self.path(name)
+            if not path.exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                with whole_file(path) as partial:
+                    partial.write_bytes(source.read_bytes())
 
     def save(self, plan: Plan, name: str) -> Path:
         """Keep a plan under a name; an earlier one of the name is replaced."""

@@ -24,7 +24,7 @@ class AppState:
             The owner is `request.session_hash`.
         pipelines: `pipelines.get(model)` inside a job gives the pipeline, not enabled.
         runs: Finished runs in the output folder.
-        plans: Plans in `plans/` of the output folder.
+        plans: Plans in `plans/` of the output folder; those that ship with the models are put there.
         baselines: Dense runs kept for comparisons; for jobs alone.
         page: Components that tabs share, by name, filled while the page is built: "tabs" (`gr.Tabs`, ids are those of
             `app.TABS`), "plan_choice" (dropdown of plan names on the Generate tab), "plan_source" (its
@@ -39,6 +39,8 @@ class AppState:
         self.pipelines = PipelineHolder(engine)
         self.runs = RunStore(settings.output_dir)
         self.plans = PlanStore(self.runs.root / "plans")
+        for model in settings.models:
+            self.plans.add_missing(engine.plans(model))
         self.baselines = BaselineCache(settings.baseline_mb << 20)
         self.page: dict[str, Any] = {}
 
