@@ -103,7 +103,8 @@ def _screened(
             rounds.append(replace(known, bound=bound))
         shifted = _shifted(rounds, offset)
         last = next(one for one in shifted if np.array_equal(one.choice, choice))
-        if low <= last.surplus <= high or _at_the_end(tables, replace(last, bound=bound)):
+        close = low <= last.surplus <= high and not last.verified
+        if close or _at_the_end(tables, replace(last, bound=bound)):
             return next(one for one in rounds if np.array_equal(one.choice, choice))
         bound = next_bound(shifted)
         if any(max(bound, one.bound) < min(bound, one.bound) * SAME_BOUND for one in shifted):

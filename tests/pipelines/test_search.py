@@ -96,8 +96,8 @@ def test_plans_hold_the_orders_that_they_were_measured_with(wan, tmp_path, monke
         return fastdit.search(wan, PROMPTS, density=0.3, run_directory=tmp_path, on_run=labels.append, **settings)
 
     plan = search()
-    # Three layers in two phases, with one prompt: neither other modes of the method, gains nor later runs settle anew.
-    assert tried == ["measure 1"] * 6
+    # Two rungs in three layers and two phases, with one prompt: neither rungs that reuse, gains nor later runs settle anew.
+    assert tried == ["measure 1"] * 12
     numbers, later = (np.load(tmp_path / f"measured_{prompt}.npz")["orders_0"] for prompt in range(2))
     pairs = set()
     for phase, part in enumerate(plan.phases):
@@ -118,7 +118,7 @@ def test_plans_hold_the_orders_that_they_were_measured_with(wan, tmp_path, monke
             path.unlink()
     assert search() == plan
     assert "measure 1" not in labels
-    assert len(tried) == 6
+    assert len(tried) == 12
 
 
 def test_a_promise_above_the_noise_floor_is_refused(wan):
