@@ -50,6 +50,7 @@ class ModeProbe(AttentionProbe):
         phase_at: Phase of a step; heads may settle their orders anew in each.
         build_steps: Steps in which cached modes build the masks that they are measured with later in the phase.
         record_before: Outputs of calls in earlier steps are kept in `recorded`.
+        joint_steps: Of the measured steps, those in which every mode is measured in all layers together.
         stops: End the run with `MeasuringDoneError` once all is measured.
         given: Orders that heads take, of each transformer the numbers `[phases, layers, heads, modes]` that another
             probe found (`orders`); `None` settles them.
@@ -63,6 +64,8 @@ class ModeProbe(AttentionProbe):
         orders: Numbers of the orders that all these were measured with, likewise, see `ModeFigures`.
         gains: Mean squared change of the transformer's output over the summed error of the layer's heads,
             `{(transformer, layer, step): gain}`.
+        joint: Mean squared change of the transformer's output with all layers in one mode, over what the errors and
+            gains of its layers sum up to, `{(transformer, step): [modes]}`.
         grid: Geometry of the run.
     """
 
@@ -78,41 +81,32 @@ class ModeProbe(AttentionProbe):
         phase_at: Callable[[int], int] = lambda step: 0,
         build_steps: Collection[int] = (),
         record_before: int = 0,
+        joint_steps: Collection[int] = (),
         stops: bool = False,
         given: Sequence[IntArray] | None = None,
     ) -> None:
         super().__init__(pipe, {*steps, *build_steps})
         self.phase_at = phase_at
         self.measured_steps, self.stops, self.given = frozenset(steps), stops, given
+        self.joint_steps = frozenset(joint_steps)
         self.recorded = RecordedCalls(record_before)
         self.modes = dict(modes)
         self.gain_mode = gain_mode
-        self.sparse_place: Place | None = None
+        # What is sparse while a call is repeated: a transformer, its layer (or all of them), and their mode.
+        self.sparse: tuple[int, int | None, str] | None = None
         self.errors: dict[tuple[int, int, int], FloatArray] = {}
         self.densities: dict[tuple[int, int, int], FloatArray] = {}
         self.recalls: dict[tuple[int, int, int], FloatArray] = {}
         self.relatives: dict[tuple[int, int, int], FloatArray] = {}
         self.orders: dict[tuple[int, int, int], IntArray] = {}
         self.gains: dict[tuple[int, int, int], float] = {}
+        self.joint: dict[Place, FloatArray] = {}
         self.grid: VideoGrid | None = None
         self.identities: list[TransformerIdentity] = []
         self._gained: set[tuple[int, int]] = set()
         # Orders are settled for every rung, and shared with the one that reuses its masks.
         self._memories: dict[str, RunMemory] = {}
         self._grams: dict[Place, torch.Tensor | None] = {}
-
-    @property
-    def gain_config(self) -> AttentionConfig:
-        """The mode of `gain_mode`."""
-        assert self.gain_mode is not None, "asked only where gains are measured"
-        config = self.modes[self.gain_mode]
-        assert isinstance(config, AttentionConfig), "gains are measured with a sparse mode"
-        return config
-
-    @property
-    def gain_column(self) -> int:
-        """Number of `gain_mode` among the modes."""
-        return list(self.modes).index(self.gain_mode or "")
 
     def measure(
         self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -162,13 +156,22 @@ class ModeProbe(AttentionProbe):
         numbers = self.given[site.transformer][site.phase, site.layer, :, list(self.modes).index(name)]
         return replace(site, orders=numbered_orders(mode, numbers.tolist()))
 
-    def gain_site(self, step: int) -> CallSite:
-        """The call of the layer that is sparse in a repeated call, in the orders that its error was measured with."""
-        assert self.sparse_place is not None, "asked while a call is repeated"
-        transformer, layer = self.sparse_place
-        numbers = self.orders[transformer, layer, step][:, self.gain_column]
-        orders = numbered_orders(self.gain_config, numbers.tolist())
-        return CallSite(transformer, layer, "", step, self.phase_at(step), orders=orders)
+    def is_sparse(self, transformer: int, layer: int) -> bool:
+        """Whether a layer is sparse in the call that is being repeated."""
+        assert self.sparse is not None, "asked while a call is repeated"
+        place, only, _ = self.sparse
+        return place == transformer and only in (None, layer)
+
+    def sparse_call(self, transformer: int, layer: int, step: int) -> tuple[AttentionConfig, CallSite]:
+        """Settings of a layer that is sparse in a repeated call, in the orders that its error was measured with."""
+        assert self.sparse is not None, "asked while a call is repeated"
+        name = self.sparse[2]
+        mode = self.modes[name]
+        assert isinstance(mode, AttentionConfig), "calls are repeated with sparse modes"
+        numbers = self.orders[transformer, layer, step][:, list(self.modes).index(name)]
+        orders = numbered_orders(mode, numbers.tolist())
+        config = mode.source if isinstance(mode, CachedConfig) else mode
+        return config, CallSite(transformer, layer, "", step, self.phase_at(step), orders=orders)
 
     def _memory(self, name: str, mode: AttentionConfig) -> RunMemory:
         source = mode.source if isinstance(mode, CachedConfig) else mode
@@ -225,13 +228,34 @@ class ModeProbe(AttentionProbe):
     ) -> None:
         before = sample_of(output).float()
         layers = [layer for place, layer, at in self.errors if (place, at) == (number, step)]
+        names = list(self.modes)
+
+        def moved(layer: int | None, mode: str) -> float:
+            self.sparse = (number, layer, mode)
+            return (sample_of(repeat()).float() - before).square().mean().item()
+
         session.repeating = True
         try:
+            assert self.gain_mode is not None, "asked only where gains are measured"
+            column = names.index(self.gain_mode)
             for layer in layers:
-                self.sparse_place = (number, layer)
-                moved = (sample_of(repeat()).float() - before).square().mean().item()
-                caused = self.errors[number, layer, step][:, self.gain_column].sum()
-                # A mode that errs nowhere, e.g. because its least number of tiles are all, says nothing of gains.
-                self.gains[number, layer, step] = moved / caused if caused > 0 else 1.0
+                caused = self.errors[number, layer, step][:, column].sum()
+                self.gains[number, layer, step] = _ratio(moved(layer, self.gain_mode), caused)
+            if step in self.joint_steps:
+                summed = sum(
+                    self.errors[number, layer, step].sum(0) * self.gains[number, layer, step] for layer in layers
+                )
+                sparse = [isinstance(mode, AttentionConfig) for mode in self.modes.values()]
+                self.joint[number, step] = np.array(
+                    [
+                        _ratio(moved(None, name), summed[place]) if sparse[place] else 1.0
+                        for place, name in enumerate(names)
+                    ]
+                )
         finally:
-            session.repeating, self.sparse_place = False, None
+            session.repeating, self.sparse = False, None
+
+
+def _ratio(moved: float, caused: float) -> float:
+    """1 where a mode errs nowhere, e.g. because its least number of tiles are all: it says nothing then."""
+    return moved / caused if caused > 0 else 1.0

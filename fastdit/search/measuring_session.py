@@ -1,4 +1,4 @@
-"""Session and slots of a measured run: dense, but for the one layer that a repeated call makes sparse."""
+"""Session and slots of a measured run: dense, but for the layers that a repeated call makes sparse."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MeasuringSession(Session):
 
 
 class MeasuringSlot(ProbeSlot):
-    """A slot that measures all modes, or is sparse while the call is repeated for its layer."""
+    """A slot that measures all modes, or is sparse while the call is repeated with it."""
 
     probe: ModeProbe
 
@@ -50,8 +50,8 @@ class MeasuringSlot(ProbeSlot):
         self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
     ) -> bool:
         """Whether the original processor runs."""
-        if self.probe.sparse_place is not None:
-            return (self.transformer, self.layer) != self.probe.sparse_place
+        if self.probe.sparse is not None:
+            return not self.probe.is_sparse(self.transformer, self.layer)
         return super().wants_dense(sequence_length, batch, heads, text_lengths)
 
     def attend(
@@ -63,14 +63,14 @@ class MeasuringSlot(ProbeSlot):
         text_lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Measure and be dense, or be sparse: `[B, S, H, D]` in and out."""
-        if self.probe.sparse_place is None:
+        if self.probe.sparse is None:
             return super().attend(query, key, value, dense, text_lengths)
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        site = self.probe.gain_site(forward.tick.step)
+        config, site = self.probe.sparse_call(self.transformer, self.layer, forward.tick.step)
 
         def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: VideoGrid, first: int) -> StepResult:
-            return sparse_step(q, k, v, grid, self.probe.gain_config, self.session.cache, None, site)
+            return sparse_step(q, k, v, grid, config, self.session.cache, None, site)
 
         if text_lengths is None:
             return step(query, key, value, forward.grid, 0).out

@@ -101,6 +101,7 @@ class SearchRuns:
                 self._phase_at,
                 built,
                 last_phase if first else 0,
+                _middle(steps) if first else (),
                 stops=not first,
                 given=None if first else _orders(self.measure(0)),
             ) as probe:
@@ -234,6 +235,15 @@ def _first_half(steps: list[list[int | None]], num_inference_steps: int) -> list
     return kept if any(step is not None for row in kept for step in row) else steps
 
 
+def _middle(steps: list[list[int | None]]) -> set[int]:
+    """The measured step of each transformer in the middle one of the phases that it runs in."""
+    found = set()
+    for row in zip(*steps, strict=True):
+        known = [step for step in row if step is not None]
+        found |= set(known[len(known) // 2 : len(known) // 2 + 1])
+    return found
+
+
 def _orders(measured: Arrays) -> list[Any]:
     """Numbers of the orders of all heads, `[phases, layers, heads, modes]` per transformer."""
     return [measured[f"orders_{number}"] for number in range(len(measured["identities"]))]
@@ -264,5 +274,7 @@ def _pack(probe: ModeProbe, steps: list[list[int | None]]) -> Arrays:
                     orders[phase, layer] = probe.orders[place]
                 gain[phase, layer] = probe.gains.get(place, np.nan)
         arrays |= {f"error_{number}": error, f"density_{number}": density, f"gain_{number}": gain}
+        joint = [found for (place, _), found in probe.joint.items() if place == number]
+        arrays[f"joint_{number}"] = np.mean(joint, axis=0) if joint else np.ones(len(probe.modes))
         arrays |= {f"recall_{number}": recall, f"relative_{number}": relative, f"orders_{number}": orders}
     return arrays

@@ -129,7 +129,9 @@ def measured_steps(steps: Sequence[Sequence[Sequence[int]]]) -> list[list[int | 
 def layer_errors(
     measured: Sequence[Arrays], transformers: Sequence[TransformerIdentity], steps: Sequence[Sequence[Sequence[int]]]
 ) -> list[FloatArray]:
-    """Error of each mode weighed by the gain of its layer, mean over prompts: `[phases, layers, heads, modes]` each.
+    """Error of each mode weighed by the gains of its layer and of the mode, mean over prompts.
+
+    One table for each transformer, `[phases, layers, heads, modes]`.
 
     Of two transformers that share a phase each counts by its share of the steps.
 
@@ -143,7 +145,8 @@ def layer_errors(
         error = _mean([arrays[f"error_{number}"] for arrays in measured])
         shares = [len(phase[number]) / max(1, sum(map(len, phase))) for phase in steps]
         weight = measured[0][f"gain_{number}"] * np.array(shares)[:, None]
-        found.append(error * weight[:, :, None, None])
+        joint = measured[0].get(f"joint_{number}", np.ones(error.shape[-1]))
+        found.append(error * weight[:, :, None, None] * joint)
     return found
 
 
@@ -158,9 +161,9 @@ def build_tables(
 ) -> SearchTables:
     """Put the measurements together.
 
-    `error = gain of the phase * gain of the layer * squared error of the head`, where the gain of a phase makes the sum
-    over its heads the error that a run with that phase sparse really had in its frames; errors of heads are taken as
-    independent, so that they add.
+    `error = gain of the phase * of the layer * of the mode * squared error of the head`, where the gain of a phase makes
+    the sum over its heads the error that a run with that phase sparse really had in its frames; errors of heads are taken
+    as independent, so that they add.
 
     Args:
         measured: Arrays of each measured prompt; token orders are those of the first.
