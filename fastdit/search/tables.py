@@ -161,9 +161,9 @@ def build_tables(
 ) -> SearchTables:
     """Put the measurements together.
 
-    `error = gain of the phase * of the layer * of the mode * squared error of the head`, where the gain of a phase makes
-    the sum over its heads the error that a run with that phase sparse really had in its frames; errors of heads are taken
-    as independent, so that they add.
+    `error = gain of the phase * of the layer * of the mode * squared error of the head`, where the gain of a phase
+    makes the sum over its heads the error that a run with that phase sparse really had in its frames; errors of heads
+    are taken as independent, so that they add.
 
     Args:
         measured: Arrays of each measured prompt; token orders are those of the first.

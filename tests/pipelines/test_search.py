@@ -96,7 +96,7 @@ def test_plans_hold_the_orders_that_they_were_measured_with(wan, tmp_path, monke
         return fastdit.search(wan, PROMPTS, density=0.3, run_directory=tmp_path, on_run=labels.append, **settings)
 
     plan = search()
-    # Two rungs in three layers and two phases, with one prompt: neither rungs that reuse, gains nor later runs settle anew.
+    # Two rungs in three layers and two phases, with one prompt: rungs that reuse, gains and later runs settle nothing.
     assert tried == ["measure 1"] * 12
     numbers, later = (np.load(tmp_path / f"measured_{prompt}.npz")["orders_0"] for prompt in range(2))
     pairs = set()
