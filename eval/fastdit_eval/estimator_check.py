@@ -95,7 +95,7 @@ class _Checked:
             "relative error of the head": arrays["relative_0"].reshape(per_item),
             "behind the projection": projected,
             "with gains of layers": projected * gain,
-            "with gains of layers and phases": tables.error,
+            "with gains of layers, modes and phases": tables.error,
         }
 
     def sample_items(self, modes: list[int], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -145,8 +145,7 @@ def layer_errors(
         error = _mean([arrays[f"error_{number}"] for arrays in measured])
         shares = [len(phase[number]) / max(1, sum(map(len, phase))) for phase in steps]
         weight = measured[0][f"gain_{number}"] * np.array(shares)[:, None]
-        joint = measured[0].get(f"joint_{number}", np.ones(error.shape[-1]))
-        found.append(error * weight[:, :, None, None] * joint)
+        found.append(error * weight[:, :, None, None] * measured[0][f"joint_{number}"])
     return found
 
 

@@ -51,6 +51,7 @@ def tables():
     }
     arrays["gain_0"] = np.ones((1, 1))
     arrays["orders_0"] = np.full((1, 1, 4, len(MODES)), -1)
+    arrays["joint_0"] = np.ones(len(MODES))
     identity = TransformerIdentity(class_name="Some", config_hash="0" * 64, num_layers=1, num_heads=4)
     return build_tables([arrays], [1.0], [identity], list(MODES.values()), (1.0,), np.ones((1, 1), bool), CostModel())
 

@@ -52,6 +52,7 @@ def measured(error, density=None, gain=1.0):
         "recall_0": np.exp(-error),
         "gain_0": np.full(error.shape[:2], gain),
         "orders_0": np.full(error.shape, -1),
+        "joint_0": np.ones(error.shape[-1]),
     }
 
 
@@ -60,14 +61,20 @@ def test_tables_weigh_errors_by_gains_and_costs_by_steps():
     error = [[[0, 1], [0, 2]], [[0, 3], [0, 4]]]
     density = [[[1, 0.1], [1, 0.2]], [[1, 0.1], [1, 0.2]]]
     tables = build_tables(
-        [measured(error, density, 2.0)], [10, 100], [ONE], TWO_MODES, (0.25, 1.0), ran(4), CostModel()
+        [measured(error, density, 2.0) | {"joint_0": np.array([1, 3])}],
+        [10, 100],
+        [ONE],
+        TWO_MODES,
+        (0.25, 1.0),
+        ran(4),
+        CostModel(),
     )
-    assert tables.error.tolist() == [[0, 20], [0, 40], [0, 600], [0, 800]]
+    assert tables.error.tolist() == [[0, 60], [0, 120], [0, 1800], [0, 2400]]
     assert tables.cost == pytest.approx(np.array([[1, 0.1], [1, 0.2], [3, 0.3], [3, 0.6]]) / 8)
     phases = tables.phase_tables(np.array([0, 1, 1, 0]), TABLE_MODES, (0.25, 1.0))
     assert [phase.modes for phase in phases] == [((("dense", "some"),),), ((("some", "dense"),),)]
     assert [phase.density for phase in phases] == [(((1.0, 0.2),),), (((0.1, 1.0),),)]
-    assert [phase.error for phase in phases] == [(((0.0, 40.0),),), (((600.0, 0.0),),)]
+    assert [phase.error for phase in phases] == [(((0.0, 120.0),),), (((1800.0, 0.0),),)]
     assert [phase.orders for phase in phases] == [None, None]
 
 

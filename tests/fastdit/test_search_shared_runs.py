@@ -91,7 +91,7 @@ def test_calls_of_several_outputs_are_not_recorded():
 
 
 def test_gains_of_phases_are_what_each_adds():
-    arrays = {"error_0": np.ones((3, 1, 2, 2)), "gain_0": np.ones((3, 1))}
+    arrays = {"error_0": np.ones((3, 1, 2, 2)), "gain_0": np.ones((3, 1)), "joint_0": np.ones(2)}
     steps = [[[0]], [[1, 2]], [[3]]]
     gains = phase_gains([7e-2, 3e-2, 1e-2], [arrays], [ONE], steps, 1)
     # Two heads of error 1 in each phase.

@@ -169,6 +169,21 @@ def test_measuring_leaves_the_run_as_it_is_and_gains_are_of_each_layer(wan):
     assert not wan.transformer._forward_hooks
 
 
+def test_gains_of_modes_are_those_of_all_layers_together():
+    pipe, kept = build_tiny_wan(num_layers=1), fastdit.CachedConfig(source=LADDER["adaptive_0.2"], min_recall=None)
+    modes = {"dense": "dense", **LADDER, "kept": kept}
+    with ModeProbe(pipe, [0, 1], modes, "adaptive_0.5", build_steps=[0], joint_steps=[0]) as probe:
+        run_wan(pipe, size=(64, 96))
+    assert probe.joint.keys() == {(0, 0)}
+    found = dict(zip(modes, probe.joint[0, 0], strict=True))
+    assert found["dense"] == 1
+    assert all(0 < value < 100 for value in found.values())
+    # With one layer, all layers together are that layer.
+    assert found["adaptive_0.5"] == pytest.approx(1)
+    # Built in this very step, masks that are reused are those of their source.
+    assert found["kept"] == found["adaptive_0.2"]
+
+
 def test_cached_rungs_are_measured_with_masks_of_the_phase_s_first_step(wan):
     source = LADDER["adaptive_0.2"]
     kept = fastdit.CachedConfig(source=source, refresh_every=10, min_recall=None)
