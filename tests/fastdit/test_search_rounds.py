@@ -1,7 +1,7 @@
 """How many runs a promise takes, and how often prompts that were not run keep it: searches on simulated prompts.
 
 A prompt's PSNR is a line over the plan's error in dB, off by an unknown constant, with an offset of the prompt and
-noise of the plan. The deviations are those seen on the bundled model: 2.8 dB between prompts, 1 dB within.
+noise of the plan. The deviations are about those seen on the bundled model: 4 dB between prompts, 1 dB within.
 """
 
 import bisect
@@ -79,7 +79,8 @@ def search_once(seed, between, within, slope, confidence):
 
 
 @pytest.mark.parametrize(
-    ("between", "within", "slope"), [(2.8, 1.0, 0.8), (1.0, 0.3, 0.8), (2.8, 1.0, 0.5), (2.8, 1.0, 1.3)]
+    ("between", "within", "slope"),
+    [(4.0, 1.0, 0.8), (1.0, 0.3, 0.8), (4.0, 1.0, 0.5), (4.0, 1.0, 1.3), (6.0, 1.0, 0.8)],
 )
 def test_a_plan_is_found_in_few_runs_and_keeps_its_promise_elsewhere(between, within, slope):
     runs, kept, surplus, elsewhere = np.array([search_once(s, between, within, slope, 0.8) for s in range(120)]).T
@@ -91,5 +92,5 @@ def test_a_plan_is_found_in_few_runs_and_keeps_its_promise_elsewhere(between, wi
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_other_prompts_keep_the_promise_as_often_as_the_confidence_says(confidence):
-    found = np.array([search_once(seed, 2.8, 1.0, 0.8, confidence) for seed in range(120)])
+    found = np.array([search_once(seed, 4.0, 1.0, 0.8, confidence) for seed in range(120)])
     assert confidence - 0.05 <= (found[:, 3] >= 0).mean() <= confidence + 0.26
