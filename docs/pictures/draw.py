@@ -199,7 +199,8 @@ def draw_promises() -> Figure:
     found = [row for row in rows if row.get("uniform")]
     other = [row["uniform"]["density"] for row in found]
     at = [row["held_out"]["psnr"] for row in found]
-    axis.plot(other, at, "s--", color="#c1440e", label="best uniform setting of the same mean PSNR")
+    if found:
+        axis.plot(other, at, "s--", color="#c1440e", label="best uniform setting of the same mean PSNR")
     for row, x, y in zip(found, other, at, strict=True):
         axis.annotate("", (row["held_out"]["density"], y), (x, y), arrowprops={"arrowstyle": "->", "color": "gray"})
         axis.text(x, y, f"  {row['saving']:.0%} saved", va="top", fontsize=9)

@@ -27,8 +27,8 @@ def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
     """Quality over the promise with its margin, in dB; negative where it is not kept, 0 for budgets.
 
     `min_psnr` is a promise of the mean, and that nine of ten prompts reach `min_psnr - 1`, both of prompts that were
-    not run: the lesser surplus counts. With the mean `m` of `n` runs, and their standard deviation pooled with the usual
-    one, `s`,
+    not run: the lesser surplus counts. With the mean `m` of `n` runs and `s`, their standard deviation pooled with the
+    usual one,
 
         mean:  m - t s / sqrt(n) - min_psnr - margin,    tail:  m - k s - (min_psnr - 1)
 

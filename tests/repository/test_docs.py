@@ -81,7 +81,7 @@ def test_pictures_are_made_by_their_script(tmp_path):
     spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "pictures" / "draw.py")
     draw = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draw)
-    draw.main(["tiles", "cut", "--output", str(tmp_path)])
+    draw.main(["tiles", "cut", "promises", "--output", str(tmp_path)])
     assert all((tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("tiles", "cut"))
     mask, density, _ = draw.attend(fastdit.PyramidConfig(density=0.1, order="gilbert", **draw.TILES))
     levels = draw.token_levels(mask)
