@@ -146,7 +146,7 @@ def estimator(
     prompts: Path | None = None,
     items: int = 60,
     plans: int = 6,
-    modes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("skip", "adaptive_0.1", "pyramid_0.12"),
+    modes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("skip", "adaptive_0.2", "pyramid_0.12"),
     threads: int = 2,
     size: SizeOptions = SizeOptions(size=64, frames=17, steps=6, tiles=QUICK_TILES),
     json_output: Annotated[bool, Parameter(name="--json")] = False,

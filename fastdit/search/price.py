@@ -42,6 +42,7 @@ def count_search(
     verified: int,
     density: float,
     gain_density: float = 0.2,
+    modes: int = 14,
     screened: int = 2,
     phases: Sequence[float] = DEFAULT_PHASES,
 ) -> dict[str, float]:
@@ -53,6 +54,7 @@ def count_search(
         verified: Prompts to verify on.
         density: Of the plans that are tried, over the whole run.
         gain_density: Of the mode that gains are measured with.
+        modes: Sparse modes of the ladder.
         screened: Prompts that plans are tried on.
         phases: Ends of the phases.
     """
@@ -67,6 +69,7 @@ def count_search(
         "further measured prompts": (wholly - 1) * (last[-1] + 1) / shape.steps
         + (measured - wholly) * (early[-1] + 1) / shape.steps,
         "gains of layers": len(ranges) * shape.layers / (shape.steps * shape.calls_per_step),
+        "gains of modes": modes * shape.sparse_run(gain_density) / (shape.steps * shape.calls_per_step),
         "gains of phases": sum((1 - steps.start / shape.steps) * shape.sparse_run(gain_density) for steps in ranges),
         "noise floor": 1.0,
         "plans tried and verified": tried * shape.sparse_run(density),

@@ -109,6 +109,26 @@ def test_gains_of_phases_are_what_each_adds():
     assert sparse_from(1, (0.2, 0.5, 1.0), "some", [ONE], orders)[0].orders is None
 
 
+@pytest.fixture
+def own_runs_alone(monkeypatch):
+    """Deviations are not pooled with the usual one."""
+    monkeypatch.setattr("fastdit.search.promise.USUAL_RUNS", 0)
+
+
+def test_few_prompts_that_are_alike_say_little_of_others(monkeypatch):
+    settings = SearchSettings(prompts=["a"], min_psnr=26.0)
+
+    def surplus(number):
+        psnr = 33.0 + 2.0 * np.resize([1.0, -1.0], number)
+        return surplus_of(settings, {"psnr": psnr, "ssim": np.full(number, np.nan)}, tail=True)
+
+    few, many = surplus(4), surplus(400)
+    monkeypatch.setattr("fastdit.search.promise.USUAL_RUNS", 0)
+    assert few < surplus(4) - 0.5
+    assert many == pytest.approx(surplus(400), abs=0.1)
+
+
+@pytest.mark.usefixtures("own_runs_alone")
 def test_the_tail_counts_where_prompts_differ_much():
     settings = SearchSettings(prompts=["a"], min_psnr=30.0, margin=0.5, confidence=0.5)
     alike = {"psnr": np.array([31.0, 31.2, 30.8]), "ssim": np.full(3, np.nan)}
@@ -121,6 +141,7 @@ def test_the_tail_counts_where_prompts_differ_much():
     assert surplus_of(settings, two, tail=True) == pytest.approx(0.5)
 
 
+@pytest.mark.usefixtures("own_runs_alone")
 def test_the_tail_of_ten_runs_is_the_published_tolerance_limit():
     """One-sided factor for nine of ten at confidence .95 and ten observations: 2.355 in every table."""
     psnr = np.array([1.0, -1.0] * 5)
@@ -144,6 +165,7 @@ def test_a_search_of_eight_prompts_costs_less_than_two_dense_runs_each():
         "dense runs": 5.0,
         "further measured prompts": 1.1,
         "gains of layers": 1.2,
+        "gains of modes": 0.1,
         "gains of phases": 1.0,
         "noise floor": 1.0,
         "plans tried and verified": 6.5,
