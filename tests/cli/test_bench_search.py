@@ -1,5 +1,6 @@
 """`fastdit bench search` and `fastdit bench estimator` on a random pipeline, end to end and resumed."""
 
+import inspect
 import json
 
 import pytest
@@ -72,3 +73,10 @@ def test_bad_input_is_one_clear_line(model_folder, prompts, tmp_path, capsys, wo
     given = ["bench", *words, f"--model={model_folder}", f"--prompts={prompts}", f"--output={tmp_path / 'out'}", *SMALL]
     assert main(given) == 2
     assert message in capsys.readouterr().err
+
+
+def test_modes_that_the_estimator_takes_by_default_are_in_the_ladder():
+    from fastdit.cli.bench_search import estimator
+    from fastdit.search.ladder import default_ladder
+
+    assert set(inspect.signature(estimator).parameters["modes"].default) <= default_ladder().keys()
