@@ -195,7 +195,13 @@ def draw_promises() -> Figure:
         axis.scatter([row["held_out"]["density"]] * len(psnr), psnr, s=6, color="#16697a", alpha=0.35)
         axis.axhline(row["promise"], color="gray", linestyle=":", linewidth=1)
         axis.text(1.0, row["promise"], f"promise {row['promise']:g} dB ", fontsize=8, ha="right", va="bottom")
-    axis.plot(plan, mean, "o-", color="#16697a", label="plan, mean of 30 held-out prompts (small: each prompt)")
+    axis.plot(
+        plan,
+        mean,
+        "o-",
+        color="#16697a",
+        label=f"plan, mean of {rows[0]['held_out']['prompts']} held-out prompts (small: each prompt)",
+    )
     found = [row for row in rows if row.get("uniform")]
     other = [row["uniform"]["density"] for row in found]
     at = [row["held_out"]["psnr"] for row in found]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -60,9 +59,7 @@ class LadderOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def build_rows(
-    options: LadderOptions, defaults: Defaults, plans: Mapping[str, Plan] = MappingProxyType({})
-) -> dict[str, AttentionConfig]:
+def build_rows(options: LadderOptions, defaults: Defaults, plans: Mapping[str, Plan]) -> dict[str, AttentionConfig]:
     """Configs by the name of their row.
 
     Args:

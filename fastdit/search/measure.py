@@ -24,7 +24,6 @@ from fastdit.layer_slot import ForwardState, LayerSlot
 from fastdit.mask_reuse import CallSite
 from fastdit.plan import TransformerIdentity
 from fastdit.plan_config import identify
-from fastdit.plan_reading import sha256
 from fastdit.probe import AttentionProbe
 from fastdit.run_memory import RunMemory
 from fastdit.search.ladder import Mode, numbered_orders
@@ -105,7 +104,7 @@ class ModeProbe(AttentionProbe):
         self.identities: list[TransformerIdentity] = []
         self._gained: set[tuple[int, int]] = set()
         # Orders are settled for every rung, and shared with the one that reuses its masks.
-        self._memories: dict[str, RunMemory] = {}
+        self._memories: dict[AttentionConfig, RunMemory] = {}
         self._grams: dict[Place, torch.Tensor | None] = {}
 
     def measure(
@@ -128,7 +127,7 @@ class ModeProbe(AttentionProbe):
                 zeros, ones = np.zeros(heads), np.ones(heads)
                 found.append(ModeFigures(zeros, ones, ones, zeros, np.full(heads, -1)))
                 continue
-            memory, grams = self._memory(name, mode), self._grams[slot.transformer, slot.layer]
+            memory, grams = self._memory(mode), self._grams[slot.transformer, slot.layer]
             cache = self._session.cache
             own = self._ordered(site, name, mode)
             found.append(measure_mode(query, key, value, forward.grid, mode, cache, memory, own, grams))
@@ -146,7 +145,7 @@ class ModeProbe(AttentionProbe):
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         for name, mode in self.modes.items():
             if isinstance(mode, CachedConfig):
-                own, memory = self._ordered(site, name, mode), self._memory(name, mode)
+                own, memory = self._ordered(site, name, mode), self._memory(mode)
                 choose_tiles(query, key, value, grid, mode, self._session.cache, memory, own)
 
     def _ordered(self, site: CallSite, name: str, mode: Mode) -> CallSite:
@@ -173,17 +172,17 @@ class ModeProbe(AttentionProbe):
         config = mode.source if isinstance(mode, CachedConfig) else mode
         return config, CallSite(transformer, layer, "", step, self.phase_at(step), orders=orders)
 
-    def _memory(self, name: str, mode: AttentionConfig) -> RunMemory:
+    def _memory(self, mode: AttentionConfig) -> RunMemory:
         source = mode.source if isinstance(mode, CachedConfig) else mode
         # Which order suits a head depends on how much it keeps: a whole plan lost 2 to 3 dB where they were shared.
-        shared = self._memories.setdefault(sha256(source.to_dict()), RunMemory())
+        shared = self._memories.setdefault(source, RunMemory())
         if not isinstance(mode, CachedConfig):
             return shared
-        if name not in self._memories:
+        if mode not in self._memories:
             # Masks of its own, orders those of its source.
-            self._memories[name] = RunMemory()
-            self._memories[name].orders = shared.orders
-        return self._memories[name]
+            self._memories[mode] = RunMemory()
+            self._memories[mode].orders = shared.orders
+        return self._memories[mode]
 
     def executed(self) -> NDArray[np.bool_]:
         """Whether a transformer ran in a step, bool `[transformers, steps]`; known once a run is over."""
@@ -245,11 +244,10 @@ class ModeProbe(AttentionProbe):
                 summed = sum(
                     self.errors[number, layer, step].sum(0) * self.gains[number, layer, step] for layer in layers
                 )
-                sparse = [isinstance(mode, AttentionConfig) for mode in self.modes.values()]
                 self.joint[number, step] = np.array(
                     [
-                        _ratio(moved(None, name), summed[place]) if sparse[place] else 1.0
-                        for place, name in enumerate(names)
+                        _ratio(moved(None, name), caused) if isinstance(mode, AttentionConfig) else 1.0
+                        for (name, mode), caused in zip(self.modes.items(), summed, strict=True)
                     ]
                 )
         finally:

@@ -48,14 +48,8 @@ def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
         mean, number = float(found["psnr"].mean()), len(found["psnr"])
         if not tail or number < LEAST_RUNS:
             return mean - settings.min_psnr - settings.margin
-        freedom = number - 1 + USUAL_RUNS
         squares = float(found["psnr"].var(ddof=1)) * (number - 1) + USUAL_RUNS * USUAL_DEVIATION**2
-        deviation = math.sqrt(squares / freedom)
-        doubt, factor = _limit_factors(number, settings.confidence)
-        return min(
-            mean - doubt * deviation - settings.min_psnr - settings.margin,
-            mean - factor * deviation - (settings.min_psnr - TAIL_ALLOWANCE),
-        )
+        return mean - _needed_mean(settings, settings.min_psnr, number, math.sqrt(squares / _freedom(number)))
     if settings.min_ssim is not None:
         if np.isnan(found["ssim"]).any():
             raise ConfigError("min_ssim: the frames are smaller than the window of 11 pixels; use min_psnr")
@@ -71,13 +65,21 @@ def first_aim(settings: SearchSettings, window: float) -> float:
         settings: The search.
         window: Surplus in dB that ends a search; its middle is aimed at.
     """
-    promise, number = settings.min_psnr or DEFAULT_AIM, len(settings.verified_runs)
-    mean = tail = promise + settings.margin
-    if settings.min_psnr is not None and number >= LEAST_RUNS:
-        doubt, factor = _limit_factors(number, settings.confidence)
-        mean += doubt * USUAL_DEVIATION
-        tail = promise - TAIL_ALLOWANCE + factor * USUAL_DEVIATION
-    return max(mean, tail) + window / 2
+    number = len(settings.verified_runs)
+    if settings.min_psnr is None or number < LEAST_RUNS:
+        return (settings.min_psnr or DEFAULT_AIM) + settings.margin + window / 2
+    return _needed_mean(settings, settings.min_psnr, number, USUAL_DEVIATION) + window / 2
+
+
+def _needed_mean(settings: SearchSettings, promise: float, number: int, deviation: float) -> float:
+    """Mean PSNR of `number` runs that keeps `promise`, of the mean and of nine in ten; see `surplus_of`."""
+    doubt, factor = _limit_factors(number, settings.confidence)
+    return max(promise + settings.margin + doubt * deviation, promise - TAIL_ALLOWANCE + factor * deviation)
+
+
+def _freedom(number: int) -> int:
+    """Degrees of freedom of the pooled deviation of `number` runs."""
+    return number - 1 + USUAL_RUNS
 
 
 def _limit_factors(number: int, confidence: float) -> tuple[float, float]:
@@ -85,7 +87,7 @@ def _limit_factors(number: int, confidence: float) -> tuple[float, float]:
     # Loaded when a promise is judged: SciPy's statistics take a second to import.
     from scipy.stats import nct, norm, t
 
-    root, freedom = math.sqrt(number), number - 1 + USUAL_RUNS
+    root, freedom = math.sqrt(number), _freedom(number)
     mean, tail = t.ppf(confidence, freedom), nct.ppf(confidence, freedom, norm.ppf(NINE_OF_TEN) * root)
     return float(mean) / root, float(tail) / root
 

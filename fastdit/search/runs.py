@@ -199,10 +199,10 @@ class SearchRuns:
         It must not spoil the frames, whose error stops growing then; pyramids err least at equal density.
         """
         sparse = {name: mode for name, mode in self.settings.modes.items() if isinstance(mode, AttentionConfig)}
-        for kind in (PyramidConfig, AdaptiveConfig, AttentionConfig):
-            names = [name for name, mode in sparse.items() if isinstance(mode, kind)]
-            if names:
-                break
+        kinds = (PyramidConfig, AdaptiveConfig, AttentionConfig)
+        names = next(
+            filter(None, ([name for name, mode in sparse.items() if isinstance(mode, kind)] for kind in kinds))
+        )
         return names[len(names) // 2]
 
     def _call(self, prompt: str, seed: int, label: str, *, ends_early: bool = False) -> np.ndarray[Any, Any] | None:
@@ -240,7 +240,8 @@ def _middle(steps: list[list[int | None]]) -> set[int]:
     found = set()
     for row in zip(*steps, strict=True):
         known = [step for step in row if step is not None]
-        found |= set(known[len(known) // 2 : len(known) // 2 + 1])
+        if known:
+            found.add(known[len(known) // 2])
     return found
 
 

@@ -7,14 +7,14 @@ import pytest
 
 import fastdit
 from fastdit.cli import main
+from fastdit.cli.generate import call_arguments
 from fastdit.errors import PlanError
 from fastdit.fidelity import measure_fidelity
-from fastdit_pipelines.bundled_models import BUNDLED_MODELS, model_defaults, model_plans, plan_file
+from fastdit_pipelines.bundled_models import BUNDLED_MODELS, model_plans, plan_file
 from fastdit_pipelines.generation import GenerationSettings, compare
 from fastdit_pipelines.loading import load_pipeline
 
 PLANS = model_plans("tiny")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def test_it_fits_the_model_and_kept_its_promise(pipe, name):
 
 
 @pytest.mark.slow
-def test_its_run_is_faster_and_as_close_to_dense_as_promised(pipe):
-    call = {name: value for name, value in model_defaults("tiny").items() if name != "fps"}
+def test_its_run_is_as_sparse_and_as_close_to_dense_as_promised(pipe):
+    call, _ = call_arguments("tiny", {})
     prompt = "a red circle moving left on a dark background"
     plan = fastdit.Plan.load(PLANS["tiny_psnr_26"])
     result = compare(pipe, GenerationSettings(prompt=prompt, **call), plan)

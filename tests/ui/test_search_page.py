@@ -3,6 +3,7 @@
 import pytest
 from page_actions import number, say
 
+from fastdit_pipelines.bundled_models import model_plans
 from fastdit_pipelines.engine import PipelineEngine
 
 PROMPT = "a red circle moving left on a dark background"
@@ -74,7 +75,7 @@ def test_a_search_is_watched_stopped_resumed_saved_and_used(visit, server):
     page.wait_for_function(
         "document.querySelector('#search-saved').querySelector('input, textarea').value === 'tiny-30db'"
     )
-    assert "tiny-30db" in server.state.plans.list()
+    assert server.state.plans.list() == sorted(["tiny-30db", *model_plans("tiny")])
 
     page.locator("#search-use").click()
     page.locator("#generate-run").wait_for()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from fastdit import Plan
 from fastdit.errors import InvalidInputError, PlanError
-from fastdit.whole_files import whole_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 SUFFIX = ".json"
@@ -55,12 +54,8 @@ class PlanStore:
 
     def add_missing(self, plans: Mapping[str, Path]) -> None:
         """Copy plans from files; a name that is taken keeps the plan it has."""
-        for name, source in plans.items():
-            path = self.path(name)
-            if not path.exists():
-                self.root.mkdir(parents=True, exist_ok=True)
-                with whole_file(path) as partial:
-                    partial.write_bytes(source.read_bytes())
+        for name in plans.keys() - set(self.list()):
+            self.save(Plan.load(plans[name]), name)
 
     def save(self, plan: Plan, name: str) -> Path:
         """Keep a plan under a name; an earlier one of the name is replaced."""
