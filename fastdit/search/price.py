@@ -9,7 +9,7 @@ from fastdit.search.runs import MEASURED_WHOLLY
 from fastdit.search.settings import DEFAULT_PHASES
 from fastdit.search.tables import measured_steps, steps_of_phases
 
-# What a promise takes on average where prompts differ by 3 dB (tests/fastdit/test_search_rounds.py): a first plan that
+# What a promise takes on average where prompts differ by 4 dB (tests/fastdit/test_search_rounds.py): a first plan that
 # is verified at once, and two corrections verified, one of them after a try that was off.
 TRIED, VERIFIED = 4, 3
 
