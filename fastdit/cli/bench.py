@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdit.cli.bench_report import publish_report, show_progress
-from fastdit.validation import check_choice, check_count
+from fastdit.validation import check_choice, check_count, check_fraction
 
 app = App(name="bench", help="Measure on this machine what sparse attention gains and loses.")
 app.command("fastdit.cli.bench_cached:cached", name="cached")
@@ -28,6 +28,7 @@ def kernels(
     *,
     quick: bool = False,
     shapes: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    densities: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (),
     device: str | None = None,
     repeats: int = 5,
     threads: int = 1,
@@ -41,7 +42,9 @@ def kernels(
 
     Args:
         quick: One small shape unless some are named, two densities: under a minute on one CPU core.
-        shapes: Names of shapes of supported models, e.g. "Wan2.1-14B 720x1280x81", instead of the default ones.
+        shapes: Names of shapes, e.g. "Wan2.1-14B 720x1280x81" or "32,768 tokens, 1 head x 64", instead of the default
+            ones.
+        densities: Shares of tiles kept, instead of the default ones.
         device: cpu or cuda; default cuda where there is one.
         repeats: Timed rounds of each case; the median counts.
         threads: CPU threads.
@@ -50,11 +53,13 @@ def kernels(
     """
     from fastdit_eval.kernel_plot import draw_kernel_bench
     from fastdit_kernels.bench import run_bench
-    from fastdit_kernels.bench_shapes import MODEL_SHAPES
+    from fastdit_kernels.bench_shapes import CPU_SHAPES, LONG_CPU_SHAPES, MODEL_SHAPES
 
-    known = {shape.name: shape for shape in MODEL_SHAPES}
+    known = {shape.name: shape for shape in (*MODEL_SHAPES, *CPU_SHAPES, *LONG_CPU_SHAPES)}
     for name in shapes:
         check_choice("shapes", name, known)
+    for density in densities:
+        check_fraction("densities", density)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_choice("device", device, ("cpu", "cuda"))
     check_count("repeats", repeats, 1)
@@ -67,6 +72,7 @@ def kernels(
                 device=torch.device(device),
                 quick=quick,
                 shapes=tuple(known[name] for name in shapes) or None,
+                densities=densities or None,
                 repeats=repeats,
                 progress=show,
             )

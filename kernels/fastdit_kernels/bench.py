@@ -134,6 +134,7 @@ def run_bench(
     device: torch.device,
     quick: bool = False,
     shapes: tuple[ModelShape, ...] | None = None,
+    densities: tuple[float, ...] | None = None,
     repeats: int = 5,
     tile: int = 128,
     implementation: str = "auto",
@@ -145,6 +146,7 @@ def run_bench(
         device: Where to run: the shapes of the supported models on CUDA, small ones on a CPU.
         quick: One small shape, two densities, fp32 (bf16 on CUDA): under a minute on one CPU core.
         shapes: Instead of the default ones.
+        densities: Likewise.
         repeats: Timed rounds; the median counts.
         tile: Rows of query and key tiles.
         implementation: What to time.
@@ -159,7 +161,7 @@ def run_bench(
     on_cuda = device.type == "cuda"
     shapes = shapes or (QUICK_SHAPES if quick else MODEL_SHAPES if on_cuda else CPU_SHAPES)
     dtypes = (torch.bfloat16,) if on_cuda else (torch.float32,) if quick else (torch.float32, torch.bfloat16)
-    densities = QUICK_DENSITIES if quick else DENSITIES
+    densities = densities or (QUICK_DENSITIES if quick else DENSITIES)
     cases: list[dict[str, Any]] = []
     total = len(shapes) * len(dtypes) * len(densities) * 2
     for shape in shapes:

@@ -43,4 +43,9 @@ CPU_SHAPES = (
     ModelShape("8,192 tokens, 2 heads x 64", 2, 8192, 64),
     ModelShape("8,190 tokens, 1 head x 128", 1, 8190, 128),
 )
+# Lengths of videos, for CPUs with minutes to spare: asked for by name.
+LONG_CPU_SHAPES = (
+    ModelShape("16,384 tokens, 1 head x 64", 1, 16_384, 64),
+    ModelShape("32,768 tokens, 1 head x 64", 1, 32_768, 64),
+)
 QUICK_SHAPES = (ModelShape("2,048 tokens, 1 head x 64", 1, 2048, 64),)

@@ -221,17 +221,46 @@ def test_fuzz_against_the_reference(q_len, kv_len, q_tile, kv_tile, levels, shar
 
 
 def test_rows_of_unequal_length_are_bucketed_not_padded_to_the_longest():
-    counts = [1, 64, 2, 8, 0, 8, 64, 1]
-    calls = list(torch_gather.bucket_rows(counts, row_bytes=1))
-    assert sorted(row for call in calls for row in call) == [0, 1, 2, 3, 5, 6, 7]
+    counts = [64, 64, 8, 8, 2, 1, 1, 0]
+    calls = list(torch_gather.bucket_rows(counts, row_bytes=1, workspace=1 << 20))
+    assert [row for call in calls for row in call] == [0, 1, 2, 3, 4, 5, 6]
     gathered = sum(len(call) * counts[call[0]] for call in calls)
     assert gathered <= sum(counts) * (1 + torch_gather.MAX_PADDING)
 
 
+def test_long_rows_are_not_padded_at_all():
+    calls = torch_gather.bucket_rows([100, 99, 99, 98], row_bytes=10, workspace=3000)
+    assert [list(call) for call in calls] == [[0], [1, 2], [3]]
+
+
 def test_gathered_memory_is_bounded():
-    rows = [1000] * 50
-    limit = torch_gather.WORKSPACE_BYTES
-    assert all(len(call) * 1000 * 4096 <= max(limit, 1000 * 4096) for call in torch_gather.bucket_rows(rows, 4096))
+    calls = list(torch_gather.bucket_rows([1000] * 50, row_bytes=4096, workspace=1 << 20))
+    assert [len(call) for call in calls] == [1] * 50
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_beyond_the_workspace_are_computed_in_pieces_and_merged(monkeypatch, rng, dtype, levels):
+    q, k, v, mask = case(300, 500, 32, rng, levels=levels, share=0.7)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    widths = []
+    dense = torch_gather._dense
+
+    def noted(q, k, v, mask, scale):
+        widths.append(k.shape[2])
+        return dense(q, k, v, mask, scale)
+
+    monkeypatch.setattr(torch_gather, "_dense", noted)
+    at_once = block_sparse_attention(q, k, v, mask, return_lse=True, implementation="torch")
+    longest = max(widths)
+    widths.clear()
+    # Two entries of 16 tokens at a time, of keys and of values.
+    monkeypatch.setattr(torch_gather, "workspace_bytes", lambda *_: 2 * 2 * 16 * 32 * q.element_size())
+    pieces = block_sparse_attention(q, k, v, mask, return_lse=True, implementation="torch")
+    assert max(widths) <= 4 * 16 < longest
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(at_once, pieces, strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=tolerance)
 
 
 def test_the_operator_is_registered_properly(rng):

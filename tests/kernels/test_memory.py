@@ -26,7 +26,7 @@ def peak():  # of this program alone: ru_maxrss would begin at the peak of the p
 length, levels, gather_all = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 if gather_all:
-    torch_gather.WORKSPACE_BYTES = 1 << 40
+    torch_gather.CACHE_BYTES = 1 << 40
 
 def inputs(length):
     generator = torch.Generator().manual_seed(0)

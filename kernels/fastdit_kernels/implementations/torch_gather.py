@@ -7,40 +7,53 @@ without bf16 matrix units.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from fastdit_kernels.merge import merge_attention
 from fastdit_kernels.tiles import wide_dtype
+from fastdit_kernels.workspace import workspace_bytes
 
-# Bytes of gathered K and V worked on at once: small enough to stay near the cache, large enough to keep SDPA busy.
-WORKSPACE_BYTES = 4 << 20
-# Rows share a call while the shorter ones waste at most this share of their padded keys.
+# Bytes of gathered K and V that a thread works on at once. What fits into the second-level cache is read again at full
+# speed: with 4 MiB the fused attention was 10 to 15 % slower (1 MiB cache, fp32).
+CACHE_BYTES = 1 << 20
+# Rows share a call while the shorter ones waste at most this share of their padded keys, which takes a bias.
 MAX_PADDING = 0.12
+# Rows of more than this share of the workspace are worth a call without padding.
+LONG_ROW = 0.25
 
 
-def bucket_rows(counts: list[int], row_bytes: int) -> Iterator[list[int]]:
-    """Group rows of similar length, longest first.
+def bucket_rows(counts: Sequence[int], row_bytes: int, workspace: int) -> Iterator[range]:
+    """Group rows of similar length.
 
     Args:
-        counts: Entries of each row.
+        counts: Entries of each row, falling.
         row_bytes: Bytes gathered per entry.
+        workspace: Bytes gathered in a call, unless one row takes more.
 
     Yields:
-        Row numbers of one call, its longest row first. Rows without entries are left out.
+        Places in `counts` of the rows of one call. Rows without entries are left out.
     """
-    order = sorted((row for row, count in enumerate(counts) if count > 0), key=lambda row: -counts[row])
-    start = 0
-    while start < len(order):
-        longest = counts[order[start]]
-        limit = start + max(1, WORKSPACE_BYTES // (longest * row_bytes))
-        shortest = longest - int(MAX_PADDING * longest)
-        end = start
-        while end < min(limit, len(order)) and counts[order[end]] >= shortest:
+    start, stop = 0, sum(count > 0 for count in counts)
+    while start < stop:
+        longest = counts[start]
+        limit = min(stop, start + max(1, workspace // (longest * row_bytes)))
+        padding = 0 if longest * row_bytes > LONG_ROW * workspace else int(MAX_PADDING * longest)
+        end = start + 1
+        while end < limit and counts[end] >= longest - padding:
             end += 1
-        yield order[start:end]
+        yield range(start, end)
         start = end
+
+
+def _pieces(width: int, row_bytes: int, workspace: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the entries of a row: all at once unless they take more than twice the workspace."""
+    number = 1 if width * row_bytes <= 2 * workspace else math.ceil(width * row_bytes / workspace)
+    size = math.ceil(width / number)
+    for start in range(0, width, size):
+        yield start, min(width, start + size)
 
 
 def attend(
@@ -74,18 +87,31 @@ def attend(
     lse.index_fill_(0, empty, -math.inf)
     bias = None if row_members is None else row_members.to(wide_dtype(query.dtype)).log().view(-1, kv_tile)
     workspace = _Workspace(kv_tile, k_tiles)
-    for rows in bucket_rows(lengths.tolist(), 2 * kv_tile * dim * key.element_size()):
-        picked = torch.tensor(rows, device=query.device)
-        used = lengths[picked]
-        width = int(used[0])
-        entries = flat[picked, :width]
-        listed = torch.arange(width, device=query.device) < used.unsqueeze(1)
-        entries = torch.where(listed, entries, 0)
+    room, row_bytes = workspace_bytes(query.device, CACHE_BYTES * torch.get_num_threads()), 2 * k_tiles[0].nbytes
+    falling, order = lengths.sort(descending=True, stable=True)
+    counted = falling.tolist()
+    for rows in bucket_rows(counted, row_bytes, room):
+        picked, width = order[rows.start : rows.stop], counted[rows.start]
+        entries, listed = flat[picked, :width], None
+        if counted[rows.stop - 1] < width:
+            listed = torch.arange(width, device=query.device) < falling[rows.start : rows.stop].unsqueeze(1)
+            entries = torch.where(listed, entries, 0)
         mask = _key_bias(bias, entries, listed, tiles, kv_tile, query)
-        shape = (len(rows), 1, width * kv_tile, dim)
-        keys, values = workspace.gather(k_tiles, v_tiles, entries.flatten(), shape)
-        tile_out, tile_lse = _dense(q_tiles.index_select(0, picked).unsqueeze(1), keys, values, mask, scale)
-        out.index_copy_(0, picked, tile_out.squeeze(1))
+        queries = q_tiles.index_select(0, picked).unsqueeze(1)
+        whole: tuple[torch.Tensor, torch.Tensor] | None = None
+        for start, stop in _pieces(width, row_bytes, room):
+            piece = entries[:, start:stop].flatten()
+            keys, values = workspace.gather(k_tiles, v_tiles, piece, (len(rows), 1, -1, dim))
+            bias_of_piece = None if mask is None else mask[..., start * kv_tile : stop * kv_tile]
+            part = _dense(queries, keys, values, bias_of_piece, scale)
+            whole = (
+                part
+                if whole is None
+                else merge_attention(whole[0].to(lse.dtype), whole[1], part[0].to(lse.dtype), part[1])
+            )
+        assert whole is not None, "rows of a call have entries"
+        tile_out, tile_lse = whole
+        out.index_copy_(0, picked, tile_out.squeeze(1).to(out.dtype))
         lse.index_copy_(0, picked, tile_lse.squeeze(1))
     return out.view(query.shape), lse.view(query.shape[:3])
 
@@ -114,23 +140,24 @@ class _Workspace:
 def _key_bias(
     bias: torch.Tensor | None,
     entries: torch.Tensor,
-    listed: torch.Tensor,
+    listed: torch.Tensor | None,
     tiles: int,
     kv_tile: int,
     query: torch.Tensor,
 ) -> torch.Tensor | None:
     """Additive key bias `[R, 1, 1, width * kv_tile]`: ln of members, -inf on padding; `None` if all zero."""
-    complete = bool(listed.all())
     if bias is None:
-        if complete:
+        if listed is None:
             return None
         rows = torch.zeros((*entries.shape, kv_tile), dtype=wide_dtype(query.dtype), device=query.device)
     else:
         rows = bias[entries % tiles]
         # Rows that list no ragged and no pooled tile need no bias, and attention without one is faster.
-        if complete and not bool(rows.any()):
+        if listed is None and not bool(rows.any()):
             return None
-    return rows.masked_fill(~listed.unsqueeze(-1), -math.inf).flatten(1)[:, None, None, :]
+    if listed is not None:
+        rows = rows.masked_fill(~listed.unsqueeze(-1), -math.inf)
+    return rows.flatten(1)[:, None, None, :]
 
 
 def _dense(
