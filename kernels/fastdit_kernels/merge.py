@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fastdit_kernels.backends import runs_triton
@@ -59,13 +61,26 @@ def _merge_attention(
         from fastdit_kernels import triton_merge
 
         return triton_merge.merge_attention(out_a, lse_a, out_b, lse_b)
-    lse = torch.logaddexp(lse_a, lse_b)
-    total = torch.zeros(out_a.shape, dtype=lse.dtype, device=lse.device)
-    for out, part in ((out_a, lse_a), (out_b, lse_b)):
-        # Where both are -inf the difference is nan; `where` also keeps the garbage of an empty part out.
-        empty = (part == -torch.inf).unsqueeze(-1)
-        total += torch.where(empty, 0, (part - lse).exp().unsqueeze(-1) * out.to(lse.dtype))
-    return total.to(out_a.dtype), lse.contiguous()
+    return merge_parts([(out_a, lse_a), (out_b, lse_b)])
+
+
+def merge_parts(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`merge_attention` of any number of parts: `lse = ln(sum_i e^lse_i)`, `out = sum_i e^(lse_i - lse) out_i`.
+
+    Args:
+        parts: Outputs `[..., D]` with their LSE `[...]`, over disjoint keys.
+
+    Returns:
+        Output in the dtype of the first one, and LSE.
+    """
+    listed = torch.stack([lse for _, lse in parts])
+    total = listed.logsumexp(0)
+    # Where all are -inf the difference is nan; `where` also keeps the garbage of an empty part out.
+    weights, empty = (listed - total).exp_().unsqueeze(-1), (listed == -torch.inf).unsqueeze(-1)
+    out = torch.zeros(parts[0][0].shape, dtype=total.dtype, device=total.device)
+    for number, (part, _) in enumerate(parts):
+        out += torch.where(empty[number], 0, weights[number] * part.to(total.dtype))
+    return out.to(parts[0][0].dtype), total
 
 
 @_merge_attention.register_fake

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from fastdit_kernels.merge import merge_attention
+from fastdit_kernels.merge import merge_parts
 from fastdit_kernels.tiles import wide_dtype
 from fastdit_kernels.workspace import workspace_bytes
 
@@ -98,20 +98,14 @@ def attend(
             entries = torch.where(listed, entries, 0)
         mask = _key_bias(bias, entries, listed, tiles, kv_tile, query)
         queries = q_tiles.index_select(0, picked).unsqueeze(1)
-        whole: tuple[torch.Tensor, torch.Tensor] | None = None
+        parts = []
         for start, stop in _pieces(width, row_bytes, room):
             piece = entries[:, start:stop].flatten()
             keys, values = workspace.gather(k_tiles, v_tiles, piece, (len(rows), 1, -1, dim))
             bias_of_piece = None if mask is None else mask[..., start * kv_tile : stop * kv_tile]
-            part = _dense(queries, keys, values, bias_of_piece, scale)
-            whole = (
-                part
-                if whole is None
-                else merge_attention(whole[0].to(lse.dtype), whole[1], part[0].to(lse.dtype), part[1])
-            )
-        assert whole is not None, "rows of a call have entries"
-        tile_out, tile_lse = whole
-        out.index_copy_(0, picked, tile_out.squeeze(1).to(out.dtype))
+            parts.append(_dense(queries, keys, values, bias_of_piece, scale))
+        tile_out, tile_lse = parts[0] if len(parts) == 1 else merge_parts(parts)
+        out.index_copy_(0, picked, tile_out.squeeze(1))
         lse.index_copy_(0, picked, tile_lse.squeeze(1))
     return out.view(query.shape), lse.view(query.shape[:3])
 
