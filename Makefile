@@ -24,7 +24,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/fastdit generate --model tiny --prompt "$(PROMPT)" --method adaptive --compare --repeats 3 --output demo
+	$(BIN)/fastdit generate --model tiny --prompt "$(PROMPT)" --height 144 --width 144 \
+		--method cached --source pyramid --density 0.15 --refresh-every 4 --dense-steps 1 --empty-dense-layers \
+		--compare --repeats 3 --output demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
