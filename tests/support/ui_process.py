@@ -37,7 +37,8 @@ def started(words, output_dir, port):
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + 60
+        # Seconds on a quiet machine; far more where several servers end beside other tests.
+        deadline = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         process.kill()
