@@ -84,7 +84,7 @@ def sparse_step(
         with span("selection"):
             q, chosen, reuse = _choose(mine, k, v, grid, groups, cache, memory, site)
         with span("kernel"):
-            part, layout = attend_ordered(q, chosen, groups[0].config.corrects_mass, config.implementation)
+            part, layout = attend_ordered(q, chosen, groups[0].config, config.implementation)
         with span("gather"):
             part = put_back(part, layout, q)
         out = part if places is None else _fill(out, places, part, heads)
@@ -102,14 +102,14 @@ def sparse_step(
 
 
 def attend_ordered(
-    query: OrderedQuery, chosen: Selection, corrects_mass: bool, implementation: str
+    query: OrderedQuery, chosen: Selection, config: AttentionConfig, implementation: str
 ) -> tuple[torch.Tensor, TileLayout]:
     """The kernel's part of `sparse_step`.
 
     Args:
         query: Queries in tile order.
         chosen: The mask with its keys and values.
-        corrects_mass: See `compensation.corrected_attention`.
+        config: The method of the heads, or one of them; all agree in what is done to the output.
         implementation: Kernel.
 
     Returns:
@@ -119,10 +119,13 @@ def attend_ordered(
     if chosen.dense_out is not None:
         return chosen.dense_out, unpadded
     key, value = chosen.tiled()
-    if corrects_mass:
-        out = corrected_attention(query.tiles, key, value, chosen.mask, implementation=implementation)
+    rows = config.first_order_rows
+    if config.corrects_mass:
+        out = corrected_attention(
+            query.tiles, key, value, chosen.mask, first_order_rows=rows, implementation=implementation
+        )
         return out, unpadded
-    out, _ = attend_tiles(query.tiles, key, value, chosen.mask, implementation=implementation)
+    out, _ = attend_tiles(query.tiles, key, value, chosen.mask, first_order_rows=rows, implementation=implementation)
     return out, chosen.mask.q_layout
 
 

@@ -23,6 +23,7 @@ def corrected_attention(
     mask: BlockMask,
     *,
     rows: int = 4,
+    first_order_rows: int = 0,
     implementation: str = "auto",
 ) -> torch.Tensor:
     """`rho O_kept + (1 - rho) O_pooled`: level-0 tiles and pooled tiles, weighed by their true mass.
@@ -39,6 +40,7 @@ def corrected_attention(
         value: Likewise.
         mask: What is kept.
         rows: Query rows of each tile that are compared with all keys; `rows / q_tile` of the cost of dense attention.
+        first_order_rows: Of pooled tiles, see `block_sparse_attention`.
         implementation: Kernel, see `block_sparse_attention`.
 
     Returns:
@@ -47,7 +49,7 @@ def corrected_attention(
     q, k, v = (x if isinstance(x, TiledTokens) else TiledTokens(x) for x in (query, key, value))
 
     def attend(part: BlockMask, query: TiledTokens = q) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = attend_tiles(query, k, v, part, implementation=implementation)
+        out, lse = attend_tiles(query, k, v, part, first_order_rows=first_order_rows, implementation=implementation)
         return unpad_from_tiles(out, part.q_layout), unpad_from_tiles(lse, part.q_layout)
 
     fine = (mask.indices >> LEVEL_SHIFT) == 0

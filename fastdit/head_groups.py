@@ -40,7 +40,7 @@ class HeadSplit:
     Args:
         dense: Heads for the dense backend.
         launches: Kernel launches, each the groups of heads that share it: their tile sizes agree, whether
-            missed mass is corrected for, and how masks are reused.
+            missed mass is corrected for, whether pooled tiles are taken to first order, and how masks are reused.
     """
 
     dense: tuple[int, ...]
@@ -60,7 +60,7 @@ def split_heads(config: AttentionConfig, num_heads: int) -> HeadSplit:
             own = group.config if isinstance(group.config, CachedConfig) else None
             source, reuse = group.config if own is None else own.source, whole or own
             rule = None if reuse is None else reuse.reuse_rule
-            alike = source.q_tile, source.kv_tile, source.corrects_mass, rule
+            alike = source.q_tile, source.kv_tile, source.corrects_mass, source.first_order, rule
             together = source.selects_with
             joint = number if together is None else together
             members = launches.setdefault(alike, {}).setdefault(joint, [])

@@ -62,7 +62,7 @@ class SteadyCall:
         implementation = self._config.implementation
 
         def attend() -> tuple[torch.Tensor, TileLayout]:
-            return attend_ordered(q, chosen, self._config.corrects_mass, implementation)
+            return attend_ordered(q, chosen, self._config, implementation)
 
         out = attend()
 

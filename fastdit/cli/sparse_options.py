@@ -62,6 +62,7 @@ class SparseOptions:
         order: Token order: gilbert, raster, space_major or frame_gilbert; or score, for keys alone, or auto, for
             the best of these per head (pyramid and adaptive).
         min_tokens: Sequences with fewer tokens stay dense.
+        first_order: Pooled tiles follow each query to first order, or have their mean values alone.
         implementation: Kernel: auto, triton, flex, torch or reference.
     """
 
@@ -87,6 +88,7 @@ class SparseOptions:
     dense_layers: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative_iterable="empty-")] = None
     order: str | None = None
     min_tokens: int | None = None
+    first_order: bool | None = None
     implementation: str | None = None
 
     def choose_method(self, method: str | None, default: str) -> str:

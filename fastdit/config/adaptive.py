@@ -128,7 +128,8 @@ class AdaptiveConfig(AttentionConfig):
             return masks[0]
         rows = sample_exactly(query, key, value, masks[0].q_layout)
         dropping, pooling = masks
-        pools = rows.error(key, value, pooling) < rows.error(key, value, dropping)
+        errors = [rows.error(key, value, mask, first_order=self.first_order) for mask in (pooling, dropping)]
+        pools = errors[0] < errors[1]
         # The numbers of level-0 tiles are the same in both layouts.
         slots = max(pooling.indices.shape[3], dropping.indices.shape[3])
         pooled, fine = (F.pad(mask.indices, (0, slots - mask.indices.shape[3])) for mask in (pooling, dropping))

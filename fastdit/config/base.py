@@ -33,6 +33,8 @@ class AttentionConfig:
         kv_tile: Key rows of a tile.
         order: Token order: `"gilbert"`, `"raster"`, `"space_major"` or `"frame_gilbert"`, see `orders.video_order`.
         min_tokens: Sequences shorter than this stay dense, because skipping would not pay.
+        first_order: Pooled tiles follow each query to first order instead of having their mean values alone
+            (`fastdit_kernels.first_order`). Without effect on methods that pool nothing.
         implementation: Kernel: `"auto"`, `"triton"`, `"flex"`, `"torch"` or `"reference"`.
     """
 
@@ -44,6 +46,7 @@ class AttentionConfig:
     kv_tile: int = 64
     order: str = "gilbert"
     min_tokens: int = 2048
+    first_order: bool = True
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class AttentionConfig:
         check_count("q_tile", self.q_tile, 1)
         check_count("kv_tile", self.kv_tile, 1)
         check_count("min_tokens", self.min_tokens)
+        check_choice("first_order", self.first_order, (False, True))
         check_choice("order", self.order, self.order_names)
         check_choice("implementation", self.implementation, IMPLEMENTATION_NAMES)
 
@@ -137,6 +141,12 @@ class AttentionConfig:
     def orders_heads(self) -> bool:
         """Whether heads have orders of their own, or keys another one than queries."""
         return self.order_pairs != ((self.order, self.order),)
+
+    @property
+    def first_order_rows(self) -> int:
+        """Query rows of each tile that `first_order` measures the mass of pooled tiles on."""
+        # On the bundled model two and four gave the same frames.
+        return int(self.first_order)
 
     @property
     def corrects_mass(self) -> bool:

@@ -23,7 +23,7 @@ Place = int | tuple[int | None, int | None]
 # Of the whole call, so all entries must agree on them.
 SHARED = ("schedule", "min_tokens", "implementation")
 # Each entry may have its own.
-OWN = ("q_tile", "kv_tile", "order")
+OWN = ("q_tile", "kv_tile", "order", "first_order")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def measure_mode(
     mask = selection.mask
     rows = sample_exactly(q.tokens, selection.key, selection.value, mask.q_layout, tiles=SAMPLE_TILES, rows=SAMPLE_ROWS)
     exact = rows.exact.double()
-    missed = rows.outputs(selection.key, selection.value, mask).double() - exact
+    out = rows.outputs(selection.key, selection.value, mask, first_order=config.first_order)
+    missed = out.double() - exact
     own = missed.square().mean((0, 2, 3))
     error = own if grams is None else projected_error(missed, grams)
     density = mask.kept_pairs().expand(*query.shape[:2]).double().mean(0) / grid.length**2

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from fastdit.recall import mask_of_tiles, spread_rows
 from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, pad_to_tiles, pool_key_value
+from fastdit_kernels.first_order import add_first_order
 from fastdit_kernels.workspace import GPU_WORKSPACE_BYTES
 
 
@@ -30,28 +31,39 @@ class SampledRows:
     rows: int
     scale: float | None = None
 
-    def error(self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    def error(
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
+    ) -> torch.Tensor:
         """`|o - o*| / |o*|` of the sampled rows under a mask, mean over the rows: `[B, H]`.
 
         Args:
             key: `[B, H, Skv, D]` in the order that the mask counts in, which may differ from mask to mask.
             value: Likewise.
             mask: Over all query tiles.
+            first_order: Take pooled tiles to first order, by the mass that they have in these rows.
         """
-        out = self.outputs(key, value, mask).float()
+        out = self.outputs(key, value, mask, first_order=first_order).float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
         return mean
 
-    def outputs(self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask) -> torch.Tensor:
+    def outputs(
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
+    ) -> torch.Tensor:
         """What the sampled rows get under a mask, `[B, H, N * rows, D]`; arguments as for `error`."""
         part = mask_of_tiles(mask, self.tiles, self.rows)
         # Tiles of so few rows suit no compiled kernel, and gathering by lists asks a GPU for their lengths.
         if self.query.device.type != "cpu":
-            return masked_attention(self.query, key, value, part, self.scale)
+            return masked_attention(self.query, key, value, part, self.scale, self.rows if first_order else 0)
         out: torch.Tensor = block_sparse_attention(
-            self.query, key, value, part, scale=self.scale, implementation="torch"
+            self.query,
+            key,
+            value,
+            part,
+            scale=self.scale,
+            first_order_rows=self.rows if first_order else 0,
+            implementation="torch",
         )
         return out
 
@@ -90,7 +102,12 @@ def exact_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> S
 
 
 def masked_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scale: float | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    scale: float | None = None,
+    first_order_rows: int = 0,
 ) -> torch.Tensor:
     """`block_sparse_attention` of a few query rows by all their scores: no list is read, so nothing waits for a GPU.
 
@@ -100,6 +117,7 @@ def masked_attention(
         value: Likewise.
         mask: Lists for the tiles of these rows, which are whole.
         scale: Factor on the scores, default `1 / sqrt(D)`.
+        first_order_rows: See `block_sparse_attention`.
 
     Returns:
         `[B, H, R, D]`; 0 where a row has no key.
@@ -116,10 +134,16 @@ def masked_attention(
     keep = mask.to_dense().expand(*query.shape[:2], -1, -1)
     heads = max(1, GPU_WORKSPACE_BYTES // (keys.shape[2] * (query.shape[2] + query.shape[3]) * wide.itemsize))
     parts = [x.flatten(0, 1).split(heads) for x in (query, keys, values, keep)]
-    found = []
+    found, levels = [], []
     for q, k, v, kept in zip(*parts, strict=True):
         scores = (q.to(wide) * factor) @ k.to(wide).mT + bias
         seen = kept.repeat_interleave(layout.tile, 2).repeat_interleave(mask.q_tile, 1)
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(2).masked_fill(~seen, 0.0)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        levels.append(scores.logsumexp(2))
+        weights = scores.softmax(2).masked_fill(~seen, 0.0)
         found.append((weights @ v.to(wide)).to(query.dtype))
-    return torch.cat(found).view(query.shape)
+    out = torch.cat(found).view(query.shape)
+    if not first_order_rows:
+        return out
+    lse = torch.cat(levels).view(query.shape[:3])
+    return add_first_order(out, lse, query, keys, values, mask, rows=first_order_rows, scale=factor)

@@ -11,6 +11,7 @@ from fastdit_kernels import ops
 from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.dispatch import resolve
 from fastdit_kernels.errors import InvalidInputError
+from fastdit_kernels.first_order import add_first_order
 from fastdit_kernels.pooling import pool_key_value
 from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiled_tokens import TiledTokens
@@ -25,6 +26,7 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    first_order_rows: int = 0,
     return_lse: Literal[False] = False,
     implementation: str = "auto",
 ) -> torch.Tensor: ...
@@ -38,6 +40,7 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    first_order_rows: int = 0,
     return_lse: Literal[True],
     implementation: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -50,6 +53,7 @@ def block_sparse_attention(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    first_order_rows: int = 0,
     return_lse: bool = False,
     implementation: str = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +68,8 @@ def block_sparse_attention(
         value: `[B, H, Skv, D]`, any strides.
         mask: Lists for every (batch, head, query tile); its batch and head sizes may be 1.
         scale: Factor on the scores, default `1 / sqrt(D)`.
+        first_order_rows: Let pooled tiles follow the query to first order (`first_order`), by their mass in so many
+            rows of each query tile; 0 leaves them at their mean values.
         return_lse: Also return the log-sum-exp (natural log) of the scores.
         implementation: `"auto"`, `"triton"`, `"flex"`, `"torch"` or `"reference"`. A named one runs or raises.
 
@@ -76,7 +82,13 @@ def block_sparse_attention(
         KernelUnavailableError: The named implementation cannot run here.
     """
     out, lse = attend_tiles(
-        TiledTokens(query), TiledTokens(key), TiledTokens(value), mask, scale=scale, implementation=implementation
+        TiledTokens(query),
+        TiledTokens(key),
+        TiledTokens(value),
+        mask,
+        scale=scale,
+        first_order_rows=first_order_rows,
+        implementation=implementation,
     )
     out = unpad_from_tiles(out, mask.q_layout)
     return (out, unpad_from_tiles(lse, mask.q_layout)) if return_lse else out
@@ -89,6 +101,7 @@ def attend_tiles(
     mask: BlockMask,
     *,
     scale: float | None = None,
+    first_order_rows: int = 0,
     implementation: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`block_sparse_attention` that leaves its result on tile boundaries, and copies no tokens that lie there.
@@ -99,6 +112,7 @@ def attend_tiles(
         value: `[B, H, Skv, D]`.
         mask: As in `block_sparse_attention`.
         scale: Likewise.
+        first_order_rows: Likewise.
         implementation: Likewise.
 
     Returns:
@@ -113,8 +127,10 @@ def attend_tiles(
         _check(query.tokens, key.tokens, value.tokens, mask)
     chosen = resolve(implementation, query.tokens, (mask.q_tile, mask.kv_tile))
     keys, values = _key_buffers(key, value, mask.kv_layout, chosen)
+    buffer = query.padded(mask.q_layout)
+    scale = 1 / math.sqrt(query.tokens.shape[-1]) if scale is None else scale
     attended: tuple[torch.Tensor, torch.Tensor] = ops.attend_buffers(
-        query.padded(mask.q_layout),
+        buffer,
         keys,
         values,
         mask.indices,
@@ -123,9 +139,11 @@ def attend_tiles(
         mask.kv_layout.num_levels,
         mask.q_tile,
         mask.kv_tile,
-        1 / math.sqrt(query.tokens.shape[-1]) if scale is None else scale,
+        scale,
         chosen,
     )
+    if first_order_rows:
+        add_first_order(*attended, buffer, keys, values, mask, rows=first_order_rows, scale=scale)
     return attended
 
 

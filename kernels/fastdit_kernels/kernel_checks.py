@@ -22,6 +22,7 @@ import torch
 from fastdit_kernels.attention import block_sparse_attention
 from fastdit_kernels.bench_check import TOLERANCE, random_inputs, random_mask, random_pooled_mask
 from fastdit_kernels.bench_machine import describe_machine
+from fastdit_kernels.block_mask import BlockMask
 from fastdit_kernels.errors import FastDitError
 from fastdit_kernels.mass import block_mass
 from fastdit_kernels.merge import merge_attention
@@ -159,6 +160,21 @@ def _mass(segments: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch
     return _error(got, expected)
 
 
+def _first_order(segments: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device, name: str) -> float:
+    """The video at level 2, on top of a kernel that `attention` has checked."""
+    layout = TileLayout(segments, 64, 4)
+    query, key, value = random_inputs((1, 2, layout.length, dim), dtype, device)
+    value = value + key
+    keep = torch.zeros(layout.total_tiles, dtype=torch.bool, device=device)
+    keep[layout.segment_tiles(0)[0] : layout.num_tiles] = True
+    keep[layout.level_offset(2) : layout.level_offset(2) + layout.segment_tiles(2)[0]] = True
+    table = keep.expand(1, 1, TileLayout(segments, 128).num_tiles, -1)
+    mask = BlockMask.from_dense(table, q_len=segments, kv_len=segments, kv_tile=64, num_levels=4)
+    got = block_sparse_attention(query, key, value, mask, first_order_rows=1, implementation=name)
+    wide = (query.double(), key.double(), value.double(), mask)
+    return _error(got, block_sparse_attention(*wide, first_order_rows=1, implementation="reference"))
+
+
 def _merge(segments: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device, name: str) -> float:
     first, second, _ = random_inputs((1, 2, sum(segments), dim), dtype, device)
     lses = [x.float().sum(-1) for x in (first, second)]
@@ -212,6 +228,7 @@ OPERATORS: dict[str, Callable[[tuple[int, ...], int, torch.dtype, torch.device, 
     "tile_means": _means,
     "tile_scores": _scores,
     "block_mass": _mass,
+    "first_order": _first_order,
     "merge_attention": _merge,
     "gather_to_tiles": _moves,
     "select_tiles": _select,

@@ -15,7 +15,7 @@ from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid, wide_dtype
 from fastdit_kernels.workspace import workspace_bytes
 
 # Bytes of scores worked on at once by the eager code on a CPU.
-CPU_WORKSPACE_BYTES = 32 << 20
+CPU_WORKSPACE_BYTES = 2 << 20
 MAX_TRITON_TILE = 128
 
 
@@ -68,7 +68,7 @@ def block_mass(
     settled = torch.where(lse == -math.inf, math.inf, lse.to(wide)).unsqueeze(-1)
     buffered = pad_to_tiles(settled, q_layout).squeeze(-1)
     real = q_layout.row_members(query.device) > 0
-    total: torch.Tensor = _block_mass(
+    total: torch.Tensor = sum_mass(
         pad_to_tiles(query, q_layout),
         pool_pyramid(key, kv_layout),
         kv_layout.row_members(key.device).to(wide).log(),
@@ -82,7 +82,7 @@ def block_mass(
 
 
 @torch.library.custom_op("fastdit::block_mass", mutates_args=())
-def _block_mass(
+def sum_mass(
     query: torch.Tensor,
     key: torch.Tensor,
     key_bias: torch.Tensor,
@@ -103,12 +103,12 @@ def _block_mass(
     total = lse.new_empty((*query.shape[:2], query.shape[2] // q_tile, key.shape[2] // kv_tile))
     flat, levels = total.flatten(0, 1), lse.flatten(0, 1).unflatten(1, (-1, q_tile))
     for place, scores in score_chunks(query, key, key_bias, q_tile, scale):
-        mass = (scores - levels[place].unsqueeze(-1)).exp()
+        mass = scores.sub_(levels[place].unsqueeze(-1)).exp_()
         flat[place] = mass.unflatten(3, (-1, kv_tile)).sum((2, 4))
     return total
 
 
-@_block_mass.register_fake
+@sum_mass.register_fake
 def _(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -44,7 +44,7 @@ from fastdit_kernels.implementations import triton_attention
 
 OPERATORS = {
     "fastdit::block_sparse_attention": (ops, "attend_buffers"),
-    "fastdit::block_mass": (mass, "_block_mass"),
+    "fastdit::block_mass": (mass, "sum_mass"),
     "fastdit::merge_attention": (merge, "_merge_attention"),
     "fastdit::pyramid_errors": (node_errors, "_pyramid_errors"),
     "fastdit::pool_key_value": (pooling, "_pool_key_value"),

@@ -82,6 +82,12 @@ def sampled_mass(x):
     triton_mass.sum_mass(x, x, torch.zeros(x.shape[2]), torch.zeros(x.shape[:3]), 4, 1, 0.1)
 
 
+def row_mass(x):
+    """As `first_order` samples it."""
+    x = x[:, :, :256]
+    triton_mass.sum_mass(x, x, torch.zeros(x.shape[2]), torch.zeros(x.shape[:3]), 1, 64, 0.1)
+
+
 def node_errors(x):
     layout = TileLayout(LAYOUT.segments, 64, 6)
     triton_node_errors.pyramid_errors(
@@ -89,7 +95,7 @@ def node_errors(x):
     )
 
 
-@pytest.mark.parametrize("operator", [pool, tile_means, move, select, merge, mass, sampled_mass, node_errors])
+@pytest.mark.parametrize("operator", [pool, tile_means, move, select, merge, mass, sampled_mass, row_mass, node_errors])
 def test_operator(operator, card, dtype, head_dim, tmp_path, monkeypatch, request):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.runtime.driver, "_active", StubDriver(card))

@@ -10,7 +10,14 @@ from fastdit_kernels import KernelUnavailableError, TileLayout, block_mass
 
 @pytest.mark.parametrize(
     ("segments", "q_tile", "kv_tile", "num_levels"),
-    [((150,), 64, 64, 1), ((61,), 16, 6, 1), ((70, 13), 32, 16, 2), ((1,), 128, 64, 1), ((80,), 1, 1, 1)],
+    [
+        ((150,), 64, 64, 1),
+        ((61,), 16, 6, 1),
+        ((70, 13), 32, 16, 2),
+        ((1,), 128, 64, 1),
+        ((80,), 1, 1, 1),
+        ((70, 13), 1, 16, 2),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_masses_match_the_twin(segments, q_tile, kv_tile, num_levels, dtype, rng):
