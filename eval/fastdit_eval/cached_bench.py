@@ -123,7 +123,7 @@ def follow(run: Sequence[CapturedCall], config: CachedConfig, repeats: int) -> l
             for label, one, memory in sides if number % 2 else sides[::-1]:
                 case[f"{label}_seconds"], query, chosen, record = _choose(call, one, cache, memory)
                 if number == 0:
-                    case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, chosen)
+                    case[f"{label}_error"], case[f"{label}_density"] = _error(exact, query, chosen, config)
                 if label == "cached":
                     case.update(age=record.age, built=record.built, refreshed_heads=record.refreshed_heads)
             found.append(case)
@@ -154,9 +154,10 @@ def _choose(
     return middle - start - (end - middle), query, chosen, record
 
 
-def _error(exact: torch.Tensor, query: OrderedQuery, chosen: Selection) -> tuple[float, float]:
+def _error(exact: torch.Tensor, query: OrderedQuery, chosen: Selection, config: CachedConfig) -> tuple[float, float]:
     """Mean relative error of the output under a mask, and its density."""
-    out = block_sparse_attention(query.tokens, chosen.key, chosen.value, chosen.mask)
+    tensors = query.tokens, chosen.key, chosen.value
+    out = block_sparse_attention(*tensors, chosen.mask, first_order_rows=config.first_order_rows)
     error = (gather_tokens(out, query.inverse) - exact).norm(dim=-1) / exact.norm(dim=-1)
     return float(error.mean()), chosen.mask.density()
 

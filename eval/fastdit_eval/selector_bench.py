@@ -131,7 +131,9 @@ def _quality(task: SelectorTask, answer: Answer) -> dict[str, Any]:
     """Error and recall of an answer against exact attention."""
     heads, (exact, exact_lse) = task.heads, task.exact
     query = gather_tokens(heads.query, answer.q_order)
-    out, lse = block_sparse_attention(query, answer.key, answer.value, answer.mask, return_lse=True)
+    out, lse = block_sparse_attention(
+        query, answer.key, answer.value, answer.mask, first_order_rows=answer.first_order_rows, return_lse=True
+    )
     difference = scatter_tokens(out, answer.q_order) - exact
     error = (difference.norm(dim=-1) / exact.norm(dim=-1)).mean(2)[0]
     ordered_lse = gather_tokens(exact_lse.unsqueeze(-1), answer.q_order).squeeze(-1)

@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "pyramid": {
         "pyramid": Variant({"density": _plain}),
         "pyramid gilbert": Variant({"density": _plain, "order": "gilbert"}),
+        "pyramid of means": Variant({"density": _plain, "first_order": False}),
     },
     "static": {
         "static window": Variant({"pattern": _window}, (0.0, 1.0)),
@@ -107,4 +108,4 @@ def _select(method: str, settings: dict[str, Any], task: SelectorTask, knob: flo
     config = make(q_tile=task.q_tile, kv_tile=task.kv_tile, min_tokens=0, **given)
     heads = task.heads
     query, chosen = choose_tiles(heads.query, heads.key, heads.value, task.grid, config, MaskCache())[:2]
-    return Answer(chosen.mask, query.order, chosen.key, chosen.value)
+    return Answer(chosen.mask, query.order, chosen.key, chosen.value, config.first_order_rows)

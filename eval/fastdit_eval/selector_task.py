@@ -42,12 +42,14 @@ class Answer:
         q_order: Order of the queries as indices into the model's sequence, `[S]`, or `[H, S]` for one per head.
         key: `[1, H, S, D]` as the mask counts them.
         value: Likewise.
+        first_order_rows: Of pooled tiles, see `block_sparse_attention`.
     """
 
     mask: BlockMask
     q_order: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
+    first_order_rows: int = 0
 
 
 class SelectorTask:

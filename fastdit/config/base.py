@@ -55,7 +55,8 @@ class AttentionConfig:
         check_count("q_tile", self.q_tile, 1)
         check_count("kv_tile", self.kv_tile, 1)
         check_count("min_tokens", self.min_tokens)
-        check_choice("first_order", self.first_order, (False, True))
+        if not isinstance(self.first_order, bool):
+            raise ConfigError(f"first_order={self.first_order!r}: accepted are True and False")
         check_choice("order", self.order, self.order_names)
         check_choice("implementation", self.implementation, IMPLEMENTATION_NAMES)
 
