@@ -211,7 +211,8 @@ def trial_errors(
 ) -> torch.Tensor:
     """Relative output error of every pair of orders, `[pairs, B, H]`.
 
-    Measured exactly on the same `TRIAL_ROWS` query tokens for all pairs, spread over the video along the Gilbert curve.
+    Measured exactly on the same `TRIAL_ROWS` query tokens for all pairs, spread over the video along the Gilbert curve,
+    pooled tiles at their mean values: an order is settled once, in noise, where the first-order term makes up for any.
     Only the query tiles that hold one of them are selected for, so that a trial costs little in long sequences.
 
     Args:

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.recall import mask_of_tiles, spread_rows
-from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, pad_to_tiles, pool_key_value
+from fastdit_kernels import (
+    BlockMask,
+    TileLayout,
+    block_sparse_attention,
+    pad_to_tiles,
+    pool_key_value,
+    stratified_rows,
+)
 from fastdit_kernels.first_order import add_first_order
 from fastdit_kernels.workspace import GPU_WORKSPACE_BYTES
 
@@ -32,7 +39,7 @@ class SampledRows:
     scale: float | None = None
 
     def error(
-        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, middle: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`|o - o*| / |o*|` of the sampled rows under a mask, mean over the rows: `[B, H]`.
 
@@ -40,32 +47,44 @@ class SampledRows:
             key: `[B, H, Skv, D]` in the order that the mask counts in, which may differ from mask to mask.
             value: Likewise.
             mask: Over all query tiles.
-            first_order: Take pooled tiles to first order, by the mass that they have in these rows.
+            middle: The row in the middle of each tile, `[B, H, N, D]`, by which pooled tiles are taken to first order
+                as in a whole call; `None` leaves them at their mean values.
         """
-        out = self.outputs(key, value, mask, first_order=first_order).float()
+        out = self.outputs(key, value, mask, middle=middle).float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
         return mean
 
     def outputs(
-        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, middle: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What the sampled rows get under a mask, `[B, H, N * rows, D]`; arguments as for `error`."""
-        part = mask_of_tiles(mask, self.tiles, self.rows)
+        if middle is None or mask.kv_layout.num_levels == 1:
+            return self._attend(self.query, key, value, mask_of_tiles(mask, self.tiles, self.rows), 0)
+        # In the middle of the sampled rows, where it is found as the middle of a tile.
+        place = (self.rows + 1) // 2
+        own = self.query.unflatten(2, (-1, self.rows))
+        query = torch.cat([own[:, :, :, :place], middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
+        out = self._attend(query, key, value, mask_of_tiles(mask, self.tiles, self.rows + 1), 1)
+        out = out.unflatten(2, (-1, self.rows + 1))
+        return torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, first_order_rows: int
+    ) -> torch.Tensor:
         # Tiles of so few rows suit no compiled kernel, and gathering by lists asks a GPU for their lengths.
-        if self.query.device.type != "cpu":
-            return masked_attention(self.query, key, value, part, self.scale, self.rows if first_order else 0)
+        if query.device.type != "cpu":
+            return masked_attention(query, key, value, mask, self.scale, first_order_rows)
         out: torch.Tensor = block_sparse_attention(
-            self.query,
-            key,
-            value,
-            part,
-            scale=self.scale,
-            first_order_rows=self.rows if first_order else 0,
-            implementation="torch",
+            query, key, value, mask, scale=self.scale, first_order_rows=first_order_rows, implementation="torch"
         )
         return out
+
+
+def middle_rows(query: torch.Tensor, q_layout: TileLayout, tiles: torch.Tensor) -> torch.Tensor:
+    """The row in the middle of some query tiles `[N]`: `[B, H, N, D]` of `[B, H, Sq, D]` in tile order."""
+    return query.index_select(2, stratified_rows(q_layout, 1, query.device)[tiles])
 
 
 def sample_exactly(

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 import fastdit
 from fastdit import AdaptiveConfig, CachedConfig, ConfigError, MixedConfig, PyramidConfig, StaticConfig
-from fastdit.selectors.sampled_error import masked_attention, sample_exactly
+from fastdit.recall import spread_rows
+from fastdit.selectors.sampled_error import masked_attention, middle_rows, sample_exactly
 from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention
 
 GRID = (4, 16, 16)
@@ -64,19 +65,30 @@ def test_heads_with_and_without_it_stand_side_by_side(rng):
     torch.testing.assert_close(alone, attend(tensors, plain))
 
 
-def test_what_is_measured_on_sampled_rows_is_what_they_get(rng):
-    """With every row of its tiles sampled, the masses are those of the whole call."""
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_what_is_measured_on_sampled_rows_is_what_they_get(number, rng):
     query, key, value = token_like(rng)
     layout = TileLayout((1024,), 16, 4)
     keep = torch.rand(1, 2, 16, layout.total_tiles, generator=rng) < 0.2
     keep &= layout.tile_levels() == 2
+    keep[..., layout.level_offset(2)] = True
     mask = BlockMask.from_dense(keep, q_len=1024, kv_len=1024, q_tile=64, kv_tile=16, num_levels=4)
-    rows = sample_exactly(query, key, value, mask.q_layout, tiles=16, rows=64)
-    whole = block_sparse_attention(query, key, value, mask, first_order_rows=64)
-    torch.testing.assert_close(rows.outputs(key, value, mask, first_order=True), whole)
-    torch.testing.assert_close(masked_attention(query, key, value, mask, first_order_rows=64), whole)
-    plain, better = (rows.error(key, value, mask, first_order=flag) for flag in (False, True))
+    rows = sample_exactly(query, key, value, mask.q_layout, tiles=3, rows=number)
+    middle = middle_rows(query, mask.q_layout, rows.tiles)
+    _, picked = spread_rows(mask.q_layout, 3, number, query.device)
+    whole = block_sparse_attention(query, key, value, mask, first_order_rows=1)
+    torch.testing.assert_close(rows.outputs(key, value, mask, middle=middle), whole[:, :, picked])
+    plain, better = (rows.error(key, value, mask, middle=row) for row in (None, middle))
     assert (better < plain).all()
+
+
+def test_few_rows_by_all_their_scores_give_the_same(rng):
+    query, key, value = token_like(rng)
+    layout = TileLayout((1024,), 16, 4)
+    keep = (layout.tile_levels() == 1).expand(1, 2, 16, -1)
+    mask = BlockMask.from_dense(keep, q_len=1024, kv_len=1024, q_tile=64, kv_tile=16, num_levels=4)
+    whole = block_sparse_attention(query, key, value, mask, first_order_rows=1)
+    torch.testing.assert_close(masked_attention(query, key, value, mask, first_order_rows=1), whole)
 
 
 def test_only_a_truth_value_is_accepted():
