@@ -165,7 +165,7 @@ def draw_density() -> Figure:
     with fastdit.enable(pipe, config) as session, torch.no_grad():
         # 2,160 tokens: few, so that it is quick, but past `min_tokens`.
         seed = torch.Generator().manual_seed(0)
-        pipe(PROMPT, num_frames=29, num_inference_steps=8, generator=seed, output_type="latent")
+        pipe(PROMPT, height=96, width=96, num_frames=29, num_inference_steps=8, generator=seed, output_type="latent")
     cells = session.stats.layer_step_density()
     table = torch.zeros(1 + max(layer for layer, _ in cells), 1 + max(step for _, step in cells))
     for place, value in cells.items():
