@@ -84,7 +84,7 @@ def sparse_step(
         with span("selection"):
             q, chosen, reuse = _choose(mine, k, v, grid, groups, cache, memory, site)
         with span("kernel"):
-            part, layout = attend_ordered(q, chosen, groups[0].config, config.implementation)
+            part, layout = attend_ordered(q, chosen, groups[0].config)
         with span("gather"):
             part = put_back(part, layout, q)
         out = part if places is None else _fill(out, places, part, heads)
@@ -101,16 +101,13 @@ def sparse_step(
     return StepResult(out, tuple(launches), split.dense, join_reuse(records))
 
 
-def attend_ordered(
-    query: OrderedQuery, chosen: Selection, config: AttentionConfig, implementation: str
-) -> tuple[torch.Tensor, TileLayout]:
+def attend_ordered(query: OrderedQuery, chosen: Selection, config: AttentionConfig) -> tuple[torch.Tensor, TileLayout]:
     """The kernel's part of `sparse_step`.
 
     Args:
         query: Queries in tile order.
         chosen: The mask with its keys and values.
-        config: The method of the heads, or one of them; all agree in what is done to the output.
-        implementation: Kernel.
+        config: The method of the heads, or one of them; all agree in the kernel and in what is done to the output.
 
     Returns:
         Output in tile order, and where its rows lie: with padding as the kernel left it, or without.
@@ -119,7 +116,7 @@ def attend_ordered(
     if chosen.dense_out is not None:
         return chosen.dense_out, unpadded
     key, value = chosen.tiled()
-    rows = config.first_order_rows
+    rows, implementation = config.first_order_rows, config.implementation
     if config.corrects_mass:
         out = corrected_attention(
             query.tiles, key, value, chosen.mask, first_order_rows=rows, implementation=implementation

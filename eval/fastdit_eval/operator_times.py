@@ -59,10 +59,9 @@ class SteadyCall:
             return choose_tiles(query, key, value, self._grid, self._config, self._cache, self._memory, site)
 
         q, chosen, _ = choose()
-        implementation = self._config.implementation
 
         def attend() -> tuple[torch.Tensor, TileLayout]:
-            return attend_ordered(q, chosen, self._config, implementation)
+            return attend_ordered(q, chosen, self._config)
 
         out = attend()
 

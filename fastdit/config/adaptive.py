@@ -12,7 +12,7 @@ from fastdit.config.base import HEAD_ORDER_NAMES, AttentionConfig
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.selectors import adaptive
-from fastdit.selectors.sampled_error import middle_rows, sample_exactly
+from fastdit.selectors.sampled_error import sample_exactly
 from fastdit.validation import check_choice, check_count, check_fraction
 from fastdit_kernels import BlockMask, TileLayout
 from fastdit_kernels.tile_layout import MAX_LEVELS
@@ -128,9 +128,8 @@ class AdaptiveConfig(AttentionConfig):
             return masks[0]
         rows = sample_exactly(query, key, value, masks[0].q_layout)
         dropping, pooling = masks
-        middle = middle_rows(query, pooling.q_layout, rows.tiles) if self.first_order else None
-        errors = [rows.error(key, value, mask, middle=middle) for mask in (pooling, dropping)]
-        pools = errors[0] < errors[1]
+        pooled_error = rows.error(key, value, pooling, first_order=self.first_order)
+        pools = pooled_error < rows.error(key, value, dropping)
         # The numbers of level-0 tiles are the same in both layouts.
         slots = max(pooling.indices.shape[3], dropping.indices.shape[3])
         pooled, fine = (F.pad(mask.indices, (0, slots - mask.indices.shape[3])) for mask in (pooling, dropping))

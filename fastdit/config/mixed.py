@@ -48,8 +48,8 @@ class MixedConfig(AttentionConfig):
     that. Each method sees the tensors of its own heads alone. `CachedConfig(source=MixedConfig(...))` reuses the masks
     of all heads, by its own rule.
 
-    Schedule, `min_tokens` and `implementation` may be given here or in entries, and hold for all. Tile sizes and order
-    given here hold for entries that leave them at their defaults.
+    Schedule, `min_tokens` and `implementation` may be given here or in entries, and hold for all. Tile sizes, order
+    and `first_order` given here hold for entries that leave them at their defaults.
 
     Args:
         heads: What chosen heads follow, `{place: config or "dense"}`. A place is a head number, for every layer, or

@@ -18,7 +18,7 @@ from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
 from fastdit.recall import sampled_recall
 from fastdit.run_memory import RunMemory
-from fastdit.selectors.sampled_error import middle_rows, sample_exactly
+from fastdit.selectors.sampled_error import sample_exactly
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -77,8 +77,7 @@ def measure_mode(
     mask = selection.mask
     rows = sample_exactly(q.tokens, selection.key, selection.value, mask.q_layout, tiles=SAMPLE_TILES, rows=SAMPLE_ROWS)
     exact = rows.exact.double()
-    middle = middle_rows(q.tokens, mask.q_layout, rows.tiles) if config.first_order else None
-    out = rows.outputs(selection.key, selection.value, mask, middle=middle)
+    out = rows.outputs(selection.key, selection.value, mask, first_order=config.first_order)
     missed = out.double() - exact
     own = missed.square().mean((0, 2, 3))
     error = own if grams is None else projected_error(missed, grams)

@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdit.recall import mask_of_tiles, spread_rows
-from fastdit_kernels import (
-    BlockMask,
-    TileLayout,
-    block_sparse_attention,
-    pad_to_tiles,
-    pool_key_value,
-    stratified_rows,
-)
+from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention, pad_to_tiles, pool_key_value
 from fastdit_kernels.first_order import add_first_order
 from fastdit_kernels.workspace import GPU_WORKSPACE_BYTES
 
@@ -30,6 +23,8 @@ class SampledRows:
         tiles: The query tiles, int64 `[N]`.
         rows: Rows per tile.
         scale: Factor on the scores, default `1 / sqrt(D)`.
+        middle: The row in the middle of each tile, `[B, H, N, D]`, by which a whole call takes pooled tiles to first
+            order; `None` where that is not asked for.
     """
 
     query: torch.Tensor
@@ -37,9 +32,10 @@ class SampledRows:
     tiles: torch.Tensor
     rows: int
     scale: float | None = None
+    middle: torch.Tensor | None = None
 
     def error(
-        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, middle: torch.Tensor | None = None
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
     ) -> torch.Tensor:
         """`|o - o*| / |o*|` of the sampled rows under a mask, mean over the rows: `[B, H]`.
 
@@ -47,25 +43,25 @@ class SampledRows:
             key: `[B, H, Skv, D]` in the order that the mask counts in, which may differ from mask to mask.
             value: Likewise.
             mask: Over all query tiles.
-            middle: The row in the middle of each tile, `[B, H, N, D]`, by which pooled tiles are taken to first order
-                as in a whole call; `None` leaves them at their mean values.
+            first_order: Take pooled tiles to first order, as in a whole call.
         """
-        out = self.outputs(key, value, mask, middle=middle).float()
+        out = self.outputs(key, value, mask, first_order=first_order).float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
         return mean
 
     def outputs(
-        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, middle: torch.Tensor | None = None
+        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
     ) -> torch.Tensor:
         """What the sampled rows get under a mask, `[B, H, N * rows, D]`; arguments as for `error`."""
-        if middle is None or mask.kv_layout.num_levels == 1:
+        if not first_order or mask.kv_layout.num_levels == 1:
             return self._attend(self.query, key, value, mask_of_tiles(mask, self.tiles, self.rows), 0)
+        assert self.middle is not None, "sampled with `sample_exactly`"
         # In the middle of the sampled rows, where it is found as the middle of a tile.
         place = (self.rows + 1) // 2
         own = self.query.unflatten(2, (-1, self.rows))
-        query = torch.cat([own[:, :, :, :place], middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
+        query = torch.cat([own[:, :, :, :place], self.middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
         out = self._attend(query, key, value, mask_of_tiles(mask, self.tiles, self.rows + 1), 1)
         out = out.unflatten(2, (-1, self.rows + 1))
         return torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3)
@@ -80,11 +76,6 @@ class SampledRows:
             query, key, value, mask, scale=self.scale, first_order_rows=first_order_rows, implementation="torch"
         )
         return out
-
-
-def middle_rows(query: torch.Tensor, q_layout: TileLayout, tiles: torch.Tensor) -> torch.Tensor:
-    """The row in the middle of some query tiles `[N]`: `[B, H, N, D]` of `[B, H, Sq, D]` in tile order."""
-    return query.index_select(2, stratified_rows(q_layout, 1, query.device)[tiles])
 
 
 def sample_exactly(
@@ -109,9 +100,10 @@ def sample_exactly(
         scale: Factor on the scores, default `1 / sqrt(D)`.
     """
     chosen, picked = spread_rows(q_layout, tiles, rows, query.device)
+    _, middle = spread_rows(q_layout, tiles, 1, query.device)
     sampled = query.index_select(2, picked)
     exact = F.scaled_dot_product_attention(sampled, key, value, scale=scale)
-    return SampledRows(sampled, exact, chosen, rows, scale)
+    return SampledRows(sampled, exact, chosen, rows, scale, query.index_select(2, middle))
 
 
 def exact_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SampledRows:
@@ -158,7 +150,8 @@ def masked_attention(
         scores = (q.to(wide) * factor) @ k.to(wide).mT + bias
         seen = kept.repeat_interleave(layout.tile, 2).repeat_interleave(mask.q_tile, 1)
         scores = scores.masked_fill(~seen, -torch.inf)
-        levels.append(scores.logsumexp(2))
+        if first_order_rows:
+            levels.append(scores.logsumexp(2))
         weights = scores.softmax(2).masked_fill(~seen, 0.0)
         found.append((weights @ v.to(wide)).to(query.dtype))
     out = torch.cat(found).view(query.shape)

@@ -155,12 +155,6 @@ class BlockMask:
         weight = self.q_layout.tile_rows(device).double() / self.q_layout.length
         return (tokens * weight).sum(-1).mean().item() / self.kv_layout.length
 
-    def of_heads(self, heads: slice) -> BlockMask:
-        """The lists of some heads; of all if they share theirs."""
-        if self.counts.shape[1] == 1:
-            return self
-        return BlockMask(self.indices[:, heads], self.counts[:, heads], self.q_layout, self.kv_layout)
-
     def to(self, device: torch.device) -> BlockMask:
         """The same mask on another device."""
         return BlockMask(self.indices.to(device), self.counts.to(device), self.q_layout, self.kv_layout)

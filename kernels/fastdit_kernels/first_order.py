@@ -11,7 +11,7 @@ of the level, times the mass that they have in the pooled tiles of a query tile:
     out += scale sum_l u_l C_l q
 
 Keys and values of one token come from the same features, so groups agree in how they covary: on trained heads the
-one matrix per level takes a third to a half off the error of pooled tiles. Nothing is fitted or kept from call to call.
+one matrix per level takes up to a third off the error of an output. Nothing is fitted or kept from call to call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import wide_dtype
 from fastdit_kernels.workspace import workspace_bytes
 
-# Bytes of masses and matrices held at once on a CPU.
+# Bytes of matrices and of what they add held at once on a CPU.
 CPU_WORKSPACE_BYTES = 16 << 20
 
 
@@ -69,7 +69,6 @@ def level_masses(
     *,
     rows: int,
     scale: float,
-    implementation: str = "auto",
 ) -> torch.Tensor:
     """Softmax mass that groups of several tokens have in the pooled tiles of each level, mean over sampled rows.
 
@@ -80,7 +79,6 @@ def level_masses(
         mask: Lists.
         rows: Query rows sampled of each tile; each costs as much as scores with all pooled keys.
         scale: Factor on the scores.
-        implementation: Of the sums, see `mass.block_mass`.
 
     Returns:
         `[B, H, NQ, num_levels - 1]` per query tile for the levels from 1 on, 0 where a level is not listed.
@@ -100,7 +98,7 @@ def level_masses(
         rows,
         layout.tile,
         scale,
-        implementation,
+        "auto",
     )
     indices = mask.indices.expand(*query.shape[:2], -1, -1)
     pooled = torch.where(mask.is_listed, indices >> LEVEL_SHIFT, 0)
@@ -119,7 +117,6 @@ def add_first_order(
     *,
     rows: int,
     scale: float,
-    implementation: str = "auto",
 ) -> torch.Tensor:
     """`out + scale sum_l u_l C_l q` for every query row, `u_l` the mass of its tile.
 
@@ -132,7 +129,6 @@ def add_first_order(
         mask: Lists.
         rows: Query rows of each tile that its masses are measured on.
         scale: Factor on the scores.
-        implementation: Of the masses, see `mass.block_mass`.
 
     Returns:
         `out`.
@@ -142,17 +138,13 @@ def add_first_order(
     batch, heads, _, dim = query.shape
     tiles, compute = mask.q_layout.num_tiles, _compute_dtype(query)
     covariance = (level_covariances(keys, values, mask.kv_layout) * scale).to(compute)
-    pooled_tiles = mask.kv_layout.total_tiles - mask.kv_layout.num_tiles
-    row_bytes = 4 * (pooled_tiles + 4 * mask.indices.shape[3] + dim * dim + mask.q_tile * dim)
-    step = max(1, workspace_bytes(query.device, CPU_WORKSPACE_BYTES) // (batch * tiles * row_bytes))
+    mass = level_masses(query, keys, lse, mask, rows=rows, scale=scale).to(compute)
+    head_bytes = batch * tiles * dim * (dim + mask.q_tile) * compute.itemsize
+    step = max(1, workspace_bytes(query.device, CPU_WORKSPACE_BYTES) // head_bytes)
     for first in range(0, heads, step):
-        some = slice(first, min(first + step, heads))
-        mine, part = mask.of_heads(some), query[:, some]
-        mass = level_masses(
-            part, keys[:, some], lse[:, some], mine, rows=rows, scale=scale, implementation=implementation
-        )
-        matrix = (mass.to(compute) @ covariance[:, some].flatten(3)).unflatten(3, (dim, -1))
-        moved = part.unflatten(2, (tiles, mask.q_tile)).to(compute) @ matrix
+        some = slice(first, first + step)
+        matrix = (mass[:, some] @ covariance[:, some].flatten(3)).unflatten(3, (dim, -1))
+        moved = query[:, some].unflatten(2, (tiles, mask.q_tile)).to(compute) @ matrix
         out[:, some] += moved.flatten(2, 3).to(out.dtype)
     return out
 

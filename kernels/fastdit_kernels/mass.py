@@ -14,7 +14,7 @@ from fastdit_kernels.tile_layout import TileLayout
 from fastdit_kernels.tiles import pad_to_tiles, pool_pyramid, wide_dtype
 from fastdit_kernels.workspace import workspace_bytes
 
-# Bytes of scores worked on at once by the eager code on a CPU.
+# Bytes of scores worked on at once by the eager code on a CPU. In the cache: with 32 MiB it took a fifth longer.
 CPU_WORKSPACE_BYTES = 2 << 20
 MAX_TRITON_TILE = 128
 

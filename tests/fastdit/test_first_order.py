@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fastdit
 from fastdit import AdaptiveConfig, CachedConfig, ConfigError, MixedConfig, PyramidConfig, StaticConfig
 from fastdit.recall import spread_rows
-from fastdit.selectors.sampled_error import masked_attention, middle_rows, sample_exactly
+from fastdit.selectors.sampled_error import masked_attention, sample_exactly
 from fastdit_kernels import BlockMask, TileLayout, block_sparse_attention
 
 GRID = (4, 16, 16)
@@ -74,11 +74,10 @@ def test_what_is_measured_on_sampled_rows_is_what_they_get(number, rng):
     keep[..., layout.level_offset(2)] = True
     mask = BlockMask.from_dense(keep, q_len=1024, kv_len=1024, q_tile=64, kv_tile=16, num_levels=4)
     rows = sample_exactly(query, key, value, mask.q_layout, tiles=3, rows=number)
-    middle = middle_rows(query, mask.q_layout, rows.tiles)
     _, picked = spread_rows(mask.q_layout, 3, number, query.device)
     whole = block_sparse_attention(query, key, value, mask, first_order_rows=1)
-    torch.testing.assert_close(rows.outputs(key, value, mask, middle=middle), whole[:, :, picked])
-    plain, better = (rows.error(key, value, mask, middle=row) for row in (None, middle))
+    torch.testing.assert_close(rows.outputs(key, value, mask, first_order=True), whole[:, :, picked])
+    plain, better = (rows.error(key, value, mask, first_order=flag) for flag in (False, True))
     assert (better < plain).all()
 
 

@@ -19,7 +19,7 @@ def token_like(generator, shape, dtype=torch.float64):
     return (x.to(dtype) for x in (query, features, features @ mix))
 
 
-def random_mask(generator, segments, heads=2, share=0.4):
+def random_mask(generator, segments, heads=2):
     """Each run of 8 tiles of the first segment at one level or dropped, the other segments at level 0."""
     layout, blocks = TileLayout(segments, KV_TILE, LEVELS), -(-TileLayout(segments, KV_TILE).segment_tiles(0)[0] // 8)
     tiles = TileLayout(segments, Q_TILE).num_tiles
