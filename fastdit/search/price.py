@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastdit.search.runs import MEASURED_WHOLLY
+from fastdit.search.runs import MEASURED_WHOLLY, first_part
 from fastdit.search.settings import DEFAULT_PHASES
 from fastdit.search.tables import measured_steps, steps_of_phases
 
 # What a promise takes on average where prompts differ by 4 dB (tests/fastdit/test_search_rounds.py): a first plan that
-# is verified at once, and two corrections verified, one of them after a try that was off.
-TRIED, VERIFIED = 4, 3
+# is verified at once, and a correction.
+TRIED, VERIFIED = 2, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,10 @@ def count_search(
         phases: Ends of the phases.
     """
     ranges = [steps for steps in steps_of_phases(phases, shape.steps) if steps]
-    middle = [row[0] for row in measured_steps([[list(steps)] for steps in ranges])]
-    last = [step for step in middle if step is not None]
-    early = [step for step in last if 2 * step < shape.steps] or last
+    middle = measured_steps([[list(steps)] for steps in ranges])
+    last, early = (
+        [step for row in rows for step in row if step is not None] for rows in (middle, first_part(middle, shape.steps))
+    )
     wholly = min(measured, MEASURED_WHOLLY)
     tried = TRIED * min(screened, verified) + VERIFIED * max(0, verified - screened)
     return {

@@ -59,7 +59,11 @@ def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
 
 
 def first_aim(settings: SearchSettings, window: float) -> float:
-    """Mean PSNR that the first plan aims at: what a promise takes where prompts differ as they do as a rule.
+    """PSNR of the predicted error that the first plan aims at.
+
+    What a promise takes where prompts differ as they do as a rule, and half of the window. Errors are predicted as
+    means over prompts, and the mean PSNR of prompts that differ by `s` dB lies `ln(10) / 20 s^2` dB above the PSNR of
+    their mean error (normally distributed dB).
 
     Args:
         settings: The search.
@@ -68,7 +72,8 @@ def first_aim(settings: SearchSettings, window: float) -> float:
     number = len(settings.verified_runs)
     if settings.min_psnr is None or number < LEAST_RUNS:
         return (settings.min_psnr or DEFAULT_AIM) + settings.margin + window / 2
-    return _needed_mean(settings, settings.min_psnr, number, USUAL_DEVIATION) + window / 2
+    above = math.log(10) / 20 * USUAL_DEVIATION**2
+    return _needed_mean(settings, settings.min_psnr, number, USUAL_DEVIATION) + window / 2 - above
 
 
 def _needed_mean(settings: SearchSettings, promise: float, number: int, deviation: float) -> float:

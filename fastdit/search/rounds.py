@@ -21,7 +21,7 @@ from fastdit.search.tables import SearchTables
 # one; a narrower window costs runs and leaves searches without a plan (simulated, tests/fastdit/test_search_rounds.py).
 CLOSE_ENOUGH = 4.0
 # A verified plan ends the search when it keeps the promise by no more than this.
-CLOSE_WHEN_VERIFIED = 3.0
+CLOSE_WHEN_VERIFIED = 4.0
 # Allocations tried at most: those that give a plan which is known already take no runs.
 MAX_TRIALS = 60
 MAX_VERIFIED = 6

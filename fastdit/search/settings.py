@@ -15,7 +15,7 @@ from fastdit.validation import check_count, check_fraction, check_positive
 
 DEFAULT_PHASES = (0.17, 0.5, 1.0)
 # Of the files in a run directory; raised when what they hold changes.
-RESULT_FORMAT = 5
+RESULT_FORMAT = 6
 # Arguments of the pipeline's call that the search gives itself.
 OWN_ARGUMENTS = ("prompt", "prompt_embeds", "generator", "output_type", "return_dict")
 
@@ -35,7 +35,7 @@ class SearchSettings:
         phases: Ends of the phases as shares of the run.
         ladder: Modes to choose from; `None` for `default_ladder()`.
         num_measured: Prompts to measure on; `None` for half of them, at most 4. The first one is measured in all
-            phases, further ones in the first half of the run.
+            phases, further ones in the first quarter of the run.
         num_screening: Prompts that plans are tried on before one is verified on all of those that verify.
         cost_model: What modes cost.
         margin: Added to the promise: verification runs must reach `min_psnr + margin` dB, or close a share

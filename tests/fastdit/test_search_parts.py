@@ -14,6 +14,7 @@ from fastdit.search.cost import CostModel
 from fastdit.search.ladder import check_ladder, default_ladder
 from fastdit.search.results import ResultFolder
 from fastdit.search.rounds import CLOSE_WHEN_VERIFIED, rounds_until_kept
+from fastdit.search.runs import first_part
 from fastdit.search.settings import SearchSettings
 from fastdit.search.tables import SearchTables, build_tables, measured_steps, steps_in_phases, steps_of_phases
 
@@ -31,6 +32,12 @@ def test_phases_divide_the_steps_as_plans_do():
     ]
     assert measured_steps(steps_in_phases((0.17, 0.5, 1.0), ran(12))) == [[1], [4], [9]]
     assert measured_steps(steps_in_phases((0.1, 0.2, 1.0), ran(1))) == [[0], [None], [None]]
+
+
+def test_further_prompts_are_measured_early_or_in_the_first_phase_alone():
+    assert first_part([[1, None], [4, None], [None, 9]], 12) == [[1, None], [None, None], [None, None]]
+    assert first_part([[1, None], [4, None], [None, 9]], 20) == [[1, None], [4, None], [None, None]]
+    assert first_part([[None, None], [5, None], [9, 9]], 12) == [[None, None], [5, None], [None, None]]
 
 
 def test_each_transformer_is_measured_in_the_middle_of_its_own_steps():
@@ -326,7 +333,7 @@ def test_a_step_that_changes_no_head_does_not_end_the_search():
     rounds, runs = rounds_of(lambda e: 3.0 if e < 2e-3 else -0.2, *COARSE, first_bound=0.1)
     assert max(rounds, key=lambda one: one.bound if one.surplus >= 0 else 0).choice.tolist() == [0, 0, 1][::-1]
     assert len(runs) <= 4
-    rounds, runs = rounds_of(lambda e: 4.0 if e < 5e-2 else -9.0, *COARSE, first_bound=1e-3)
+    rounds, runs = rounds_of(lambda e: 5.0 if e < 5e-2 else -9.0, *COARSE, first_bound=1e-3)
     assert [1, 1, 0] in [one.choice.tolist() for one in rounds if one.surplus >= 0]
 
 
@@ -351,6 +358,6 @@ def test_quality_that_does_not_fall_evenly_leads_upwards_from_what_is_kept():
     """Fails at small errors, keeps at larger ones: the cheaper plan that keeps the promise is what counts."""
     error = np.concatenate([np.zeros((40, 1)), np.full((40, 1), 1e-3)], 1)
     cost = np.tile([1.0, 0.1], (40, 1))
-    rounds, _ = rounds_of(lambda e: 4.0 if 0.009 < e < 0.021 else -1.0, error, cost, 0.01)
+    rounds, _ = rounds_of(lambda e: 5.0 if 0.009 < e < 0.021 else -1.0, error, cost, 0.01)
     kept = [one for one in rounds if one.surplus >= 0]
     assert max(one.choice.sum() for one in kept) >= 15

@@ -1,7 +1,8 @@
 """How many runs a promise takes, and how often prompts that were not run keep it: searches on simulated prompts.
 
 A prompt's PSNR is a line over the plan's error in dB, off by an unknown constant, with an offset of the prompt and
-noise of the plan. The deviations are about those seen on the bundled model: 4 dB between prompts, 1 dB within.
+noise of the plan; the error is a mean over prompts, so the mean PSNR lies above it. The deviations are about those seen
+on the bundled model: 4 dB between prompts, 1 dB within.
 """
 
 import bisect
@@ -40,7 +41,7 @@ class Prompts:
 
     def __init__(self, seed, between, within, slope):
         self.random = np.random.default_rng(seed)
-        self.constant, self.slope = self.random.normal(30 * (1 - slope), 2), slope
+        self.constant, self.slope = self.random.normal(30 * (1 - slope) + math.log(10) / 20 * between**2, 2), slope
         self.between, self.within = between, within
         self.offsets = self.random.normal(0, between, PROMPTS)
         self.noise, self.runs = {}, set()
@@ -85,7 +86,7 @@ def search_once(seed, between, within, slope, confidence):
 def test_a_plan_is_found_in_few_runs_and_keeps_its_promise_elsewhere(between, within, slope):
     runs, kept, surplus, elsewhere = np.array([search_once(s, between, within, slope, 0.8) for s in range(120)]).T
     assert kept.mean() > 0.97
-    assert runs.mean() <= 3.5 * PROMPTS
+    assert runs.mean() <= 2.3 * PROMPTS
     assert surplus.mean() < 2.4
     assert (elsewhere >= 0).mean() > 0.75
 
@@ -93,4 +94,4 @@ def test_a_plan_is_found_in_few_runs_and_keeps_its_promise_elsewhere(between, wi
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_other_prompts_keep_the_promise_as_often_as_the_confidence_says(confidence):
     found = np.array([search_once(seed, 4.0, 1.0, 0.8, confidence) for seed in range(120)])
-    assert confidence - 0.05 <= (found[:, 3] >= 0).mean() <= confidence + 0.26
+    assert confidence - 0.05 <= (found[:, 3] >= 0).mean() <= confidence + 0.35

@@ -108,7 +108,7 @@ def test_plans_hold_the_orders_that_they_were_measured_with(wan, tmp_path, monke
                 assert pair == (None if mode in ("dense", "skip") else source.order_pairs[number])
                 pairs.add(pair)
     assert len(pairs - {None}) > 1
-    # The second prompt is measured in the first half of the run.
+    # The second prompt is measured in the first part of the run.
     assert np.array_equal(later[0], numbers[0])
     assert (numbers[..., 2:] >= 0).all()
     assert (later[1] == -1).all()
