@@ -51,6 +51,7 @@ def search(
     num_measured: int | None = None,
     num_screening: int = 2,
     max_rounds: int = 10,
+    refresh_every: int = 1,
     margin: float = 0.3,
     confidence: float = 0.8,
     seed: int = 0,
@@ -72,6 +73,7 @@ def search(
         num_measured: Prompts to measure on, the others verify the promise; default half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         max_rounds: Plans that are tried at most.
+        refresh_every: Steps that plans keep masks for, in all phases but the first; what that errs is verified.
         margin: dB on top of the promise.
         confidence: Probability with which a plan is to keep --min-psnr on prompts that were not run.
         seed: First seed.
@@ -97,6 +99,7 @@ def search(
         num_measured=num_measured,
         num_screening=num_screening,
         max_rounds=max_rounds,
+        refresh_every=refresh_every,
         margin=margin,
         confidence=confidence,
         seed=seed,

@@ -44,6 +44,7 @@ def find_plan(
     num_measured: int | None = None,
     num_screening: int = 2,
     cost_model: CostModel | None = None,
+    refresh_every: int = 1,
     margin: float = 0.3,
     confidence: float = 0.8,
     max_rounds: int = 10,
@@ -73,6 +74,7 @@ def find_plan(
         num_measured: Prompts to measure on; `None` for half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         cost_model: What modes cost; default attention scores alone.
+        refresh_every: Steps that plans keep masks for, in all phases but the first.
         margin: dB on top of the promise.
         confidence: Probability with which a plan is to keep the promise on prompts that were not run, from .5 to
             less than 1.
@@ -105,6 +107,7 @@ def find_plan(
         num_measured=num_measured,
         num_screening=num_screening,
         cost_model=CostModel() if cost_model is None else cost_model,
+        refresh_every=refresh_every,
         margin=margin,
         confidence=confidence,
         max_rounds=max_rounds,
@@ -169,7 +172,16 @@ class Search:
     def _tables(self, cost_model: CostModel) -> SearchTables:
         modes, gains = list(self.settings.modes.values()), self._phase_gains()
         steps = self.runs.executed
-        return build_tables(self._measured, gains, self._transformers, modes, self.settings.phases, steps, cost_model)
+        return build_tables(
+            self._measured,
+            gains,
+            self._transformers,
+            modes,
+            self.settings.phases,
+            steps,
+            cost_model,
+            self.settings.refresh_every,
+        )
 
     def _phase_gains(self) -> list[float]:
         """See `gains.phase_gains`; the runs are made from the last phase on, each of them once."""
@@ -232,7 +244,8 @@ class Search:
             tables: By `measure`.
             choice: Mode of each item.
         """
-        phases = tables.phase_tables(choice, self.settings.modes, self.settings.phases)
+        settings = self.settings
+        phases = tables.phase_tables(choice, settings.modes, settings.phases, settings.refresh_every)
         front = tuple(
             PlanPoint(cost=point.cost, error=point.error) for point in pareto_front(tables.error, tables.cost, 100)
         )

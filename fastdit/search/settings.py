@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdit.config import CachedConfig
 from fastdit.errors import ConfigError
 from fastdit.search.cost import CostModel
 from fastdit.search.identity import fingerprint
@@ -38,6 +39,8 @@ class SearchSettings:
             phases, further ones in the first quarter of the run.
         num_screening: Prompts that plans are tried on before one is verified on all of those that verify.
         cost_model: What modes cost.
+        refresh_every: Steps that plans keep masks for, in all phases but the first. What old masks err shows where
+            plans are verified, not where modes are measured.
         margin: Added to the promise: verification runs must reach `min_psnr + margin` dB, or close a share
             `margin / 10` of the distance of `min_ssim` to 1.
         confidence: Probability with which a verified plan is to keep `min_psnr` on prompts that were not run, at least
@@ -57,6 +60,7 @@ class SearchSettings:
     num_measured: int | None = None
     num_screening: int = 2
     cost_model: CostModel = field(default_factory=CostModel)
+    refresh_every: int = 1
     margin: float = 0.3
     confidence: float = 0.8
     max_rounds: int = 10
@@ -68,8 +72,12 @@ class SearchSettings:
             raise ConfigError("prompts: accepted are one or more non-empty strings")
         object.__setattr__(self, "prompts", prompts)
         # Reusing masks saves nothing where selecting them is free.
-        ladder = default_ladder(cached=bool(self.cost_model.selection)) if self.ladder is None else self.ladder
-        object.__setattr__(self, "ladder", check_ladder(ladder))
+        check_count("refresh_every", self.refresh_every, 1)
+        cached = bool(self.cost_model.selection) and self.refresh_every == 1
+        ladder = check_ladder(default_ladder(cached=cached) if self.ladder is None else self.ladder)
+        if self.refresh_every > 1 and any(isinstance(mode, CachedConfig) for mode in ladder.values()):
+            raise ConfigError(f"refresh_every={self.refresh_every}: the ladder has cached rungs, so 1 is accepted")
+        object.__setattr__(self, "ladder", ladder)
         aims = [name for name in ("min_psnr", "min_ssim", "density", "speedup") if getattr(self, name) is not None]
         if len(aims) != 1:
             given = " and ".join(aims) or "no aim"

@@ -56,7 +56,7 @@ class SearchTables:
             choice: Mode of each item.
             modes: The ladder.
             ends: End of each phase.
-            refresh_every: Steps that masks are reused for.
+            refresh_every: Steps that masks are kept for, see `refresh_of`.
         """
         items, names = np.arange(len(choice)), list(modes)
         columns: dict[str, Sequence[Any]] = {
@@ -68,7 +68,8 @@ class SearchTables:
         if self.orders is not None:
             chosen = zip(choice, self.orders[items, choice].tolist(), strict=True)
             columns["orders"] = [numbered_orders(modes[names[mode]], [number])[0] for mode, number in chosen]
-        phases, place = [], 0
+        phases: list[Phase] = []
+        place = 0
         for end in ends:
             tables: dict[str, list[Any]] = {name: [] for name in columns}
             for layers, heads in self.shape:
@@ -78,8 +79,18 @@ class SearchTables:
                 place += layers * heads
             parts: dict[str, Any] = {name: tuple(table) for name, table in tables.items()}
             parts["orders"] = known_orders(parts.get("orders", ()))
-            phases.append(Phase(until=end, refresh_every=refresh_every, **parts))
+            phases.append(Phase(until=end, refresh_every=refresh_of(len(phases), refresh_every), **parts))
         return tuple(phases)
+
+
+def refresh_of(phase: int, refresh_every: int) -> int:
+    """Steps that masks are kept for in a phase: 1 in the first one, where no mask suits the next step.
+
+    Args:
+        phase: Number of the phase.
+        refresh_every: Of all other phases.
+    """
+    return refresh_every if phase else 1
 
 
 def order_tables(mode: Mode, numbers: Sequence[IntArray]) -> list[OrderTables]:
@@ -157,6 +168,7 @@ def build_tables(
     ends: Sequence[float],
     executed: BoolArray,
     cost_model: CostModel,
+    refresh_every: int = 1,
 ) -> SearchTables:
     """Put the measurements together.
 
@@ -172,6 +184,7 @@ def build_tables(
         ends: Ends of the phases.
         executed: Whether a transformer runs in a step, bool `[transformers, steps]`.
         cost_model: What modes cost.
+        refresh_every: Steps that masks are kept for, see `refresh_of`.
     """
     steps = steps_in_phases(ends, executed)
     weighed = layer_errors(measured, transformers, steps)
@@ -185,7 +198,7 @@ def build_tables(
             density = _mean([arrays[f"density_{number}"][phase] for arrays in measured])
             cost = np.empty_like(density)
             for column, mode in enumerate(modes):
-                price = _price(cost_model, mode, len(steps[phase][number]))
+                price = _price(cost_model, mode, len(steps[phase][number]), refresh_of(phase, refresh_every))
                 cost[..., column] = [[price(value) for value in row] for row in density[..., column]]
             error = gain * weighed[number][phase]
             # Where a transformer does not run in a phase only dense can be chosen, and costs nothing.
@@ -210,18 +223,19 @@ def _mean(tables: Sequence[FloatArray]) -> FloatArray:
     return mean
 
 
-def _price(cost_model: CostModel, mode: Mode, steps: int) -> Callable[[float], float]:
+def _price(cost_model: CostModel, mode: Mode, steps: int, refresh_every: int) -> Callable[[float], float]:
     """Cost of one head in one step, by its density.
 
     Args:
         cost_model: What modes cost.
         mode: Which.
         steps: Steps of the phase.
+        refresh_every: Steps that masks of other modes than cached ones are kept for.
     """
     if not isinstance(mode, AttentionConfig):
         return lambda density: cost_model.cost(density, DENSE)
-    if not isinstance(mode, CachedConfig):
-        return lambda density: cost_model.cost(density, mode.method)
-    method, lasts = mode.source.method, max(1, min(steps, mode.refresh_every))
-    builds = max(1, math.ceil(steps / lasts))
+    kept, method = refresh_every, mode.method
+    if isinstance(mode, CachedConfig):
+        kept, method = mode.refresh_every, mode.source.method
+    builds = max(1, math.ceil(steps / max(1, min(steps, kept))))
     return lambda density: cost_model.cost(density, method, max(1, steps) / builds)

@@ -34,6 +34,16 @@ def test_phases_divide_the_steps_as_plans_do():
     assert measured_steps(steps_in_phases((0.1, 0.2, 1.0), ran(1))) == [[0], [None], [None]]
 
 
+def test_cached_rungs_cannot_be_kept_twice():
+    kept = fastdit.CachedConfig(source=check_ladder(default_ladder())["pyramid_0.2"], min_recall=None)
+    with pytest.raises(ConfigError, match="refresh_every=2: the ladder has cached rungs"):
+        SearchSettings(prompts=["a"], density=0.2, ladder={"kept": kept}, refresh_every=2)
+    costly = CostModel(selection={"pyramid": 0.1})
+    for refresh_every, cached in ((1, True), (2, False)):
+        settings = SearchSettings(prompts=["a"], density=0.2, cost_model=costly, refresh_every=refresh_every)
+        assert any(isinstance(mode, fastdit.CachedConfig) for mode in settings.modes.values()) is cached
+
+
 def test_further_prompts_are_measured_early_or_in_the_first_phase_alone():
     assert first_part([[1, None], [4, None], [None, 9]], 12) == [[1, None], [None, None], [None, None]]
     assert first_part([[1, None], [4, None], [None, 9]], 20) == [[1, None], [4, None], [None, None]]

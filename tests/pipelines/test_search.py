@@ -203,6 +203,18 @@ def test_cached_rungs_are_measured_with_masks_of_the_phase_s_first_step(wan):
         assert "heads built anew" in session.summary()
 
 
+def test_plans_keep_masks_in_all_phases_but_the_first(wan, tmp_path):
+    fresh, kept = (find(wan, tmp_path, density=0.4, refresh_every=number) for number in (1, 2))
+    assert [phase.refresh_every for phase in fresh.phases] == [1, 1]
+    assert [phase.refresh_every for phase in kept.phases] == [1, 2]
+    # The same modes by the same measurements, and other runs: what old masks err is verified.
+    assert [phase.modes for phase in kept.phases] == [phase.modes for phase in fresh.phases]
+    assert kept.measured["psnr"] != fresh.measured["psnr"]
+    with fastdit.enable(wan, kept) as session:
+        run_wan(wan, size=(64, 96), steps=4)
+        assert "heads built anew" in session.summary()
+
+
 def test_measuring_runs_end_early_and_leave_the_pipeline_as_it_was(wan):
     dense, calls = run_wan(wan, size=(64, 96)), []
     handle = wan.transformer.register_forward_hook(lambda *_: calls.append(1))
