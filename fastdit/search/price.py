@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastdit.search.runs import MEASURED_WHOLLY, first_part
 from fastdit.search.settings import DEFAULT_PHASES
-from fastdit.search.tables import measured_steps, steps_of_phases
+from fastdit.search.tables import known_steps, measured_steps, steps_of_phases
 
 # What a promise takes on average where prompts differ by 4 dB (tests/fastdit/test_search_rounds.py): a first plan that
 # is verified at once, and a correction.
@@ -60,9 +60,7 @@ def count_search(
     """
     ranges = [steps for steps in steps_of_phases(phases, shape.steps) if steps]
     middle = measured_steps([[list(steps)] for steps in ranges])
-    last, early = (
-        [step for row in rows for step in row if step is not None] for rows in (middle, first_part(middle, shape.steps))
-    )
+    last, early = known_steps(middle), known_steps(first_part(middle, shape.steps))
     wholly = min(measured, MEASURED_WHOLLY)
     tried = TRIED * min(screened, verified) + VERIFIED * max(0, verified - screened)
     return {

@@ -18,7 +18,7 @@ from fastdit.search.measure import MeasuringDoneError, ModeProbe
 from fastdit.search.replay import calls_before, replayed
 from fastdit.search.results import Arrays, ResultFolder
 from fastdit.search.settings import SearchSettings
-from fastdit.search.tables import BoolArray, measured_steps, steps_in_phases, steps_of_phases
+from fastdit.search.tables import BoolArray, known_steps, measured_steps, steps_in_phases, steps_of_phases
 
 # Further prompts than these are measured in the first part of the run, at a fraction of the price of a whole run: plans
 # of the bundled model were no better for having them measured in the first half.
@@ -91,7 +91,7 @@ class SearchRuns:
             steps = measured_steps(in_phases)
             if number >= MEASURED_WHOLLY:
                 steps = first_part(steps, self.num_inference_steps)
-            chosen = {step for phase in steps for step in phase if step is not None}
+            chosen = set(known_steps(steps))
             cached = any(isinstance(mode, CachedConfig) for mode in self.settings.modes.values())
             built = {run[0] for phase in in_phases for run in phase if run and cached}
             last_phase = max((phase.start for phase in self.steps_of_phases() if phase), default=0)
@@ -238,8 +238,7 @@ def first_part(steps: list[list[int | None]], num_inference_steps: int) -> list[
         steps: By `measured_steps`.
         num_inference_steps: Of the run.
     """
-    known = [step for row in steps for step in row if step is not None]
-    end = max(FIRST_PART * num_inference_steps, min(known) + 1)
+    end = max(FIRST_PART * num_inference_steps, min(known_steps(steps)) + 1)
     return [[None if step is None or step >= end else step for step in row] for row in steps]
 
 

@@ -71,8 +71,8 @@ class SearchSettings:
         if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
             raise ConfigError("prompts: accepted are one or more non-empty strings")
         object.__setattr__(self, "prompts", prompts)
-        # Reusing masks saves nothing where selecting them is free.
         check_count("refresh_every", self.refresh_every, 1)
+        # Reusing masks saves nothing where selecting them is free.
         cached = bool(self.cost_model.selection) and self.refresh_every == 1
         ladder = check_ladder(default_ladder(cached=cached) if self.ladder is None else self.ladder)
         if self.refresh_every > 1 and any(isinstance(mode, CachedConfig) for mode in ladder.values()):

@@ -137,6 +137,11 @@ def measured_steps(steps: Sequence[Sequence[Sequence[int]]]) -> list[list[int | 
     return [[run[len(run) // 2] if run else None for run in phase] for phase in steps]
 
 
+def known_steps(steps: Sequence[Sequence[int | None]]) -> list[int]:
+    """Those of `measured_steps` that are steps, phase by phase."""
+    return [step for phase in steps for step in phase if step is not None]
+
+
 def layer_errors(
     measured: Sequence[Arrays], transformers: Sequence[TransformerIdentity], steps: Sequence[Sequence[Sequence[int]]]
 ) -> list[FloatArray]:
