@@ -244,8 +244,7 @@ class Search:
             tables: By `measure`.
             choice: Mode of each item.
         """
-        settings = self.settings
-        phases = tables.phase_tables(choice, settings.modes, settings.phases, settings.refresh_every)
+        phases = tables.phase_tables(choice, self.settings.modes, self.settings.phases)
         front = tuple(
             PlanPoint(cost=point.cost, error=point.error) for point in pareto_front(tables.error, tables.cost, 100)
         )

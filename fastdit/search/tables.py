@@ -37,6 +37,7 @@ class SearchTables:
         phases: Number of phases.
         orders: Numbers of the token orders that it was measured with, likewise, as `ModeFigures` has them; `None` for
             a plan without.
+        refresh_every: Steps that masks are kept for, see `refresh_of`; what the costs were counted with.
     """
 
     error: FloatArray
@@ -46,17 +47,15 @@ class SearchTables:
     shape: tuple[tuple[int, int], ...]
     phases: int
     orders: IntArray | None = None
+    refresh_every: int = 1
 
-    def phase_tables(
-        self, choice: IntArray, modes: Mapping[str, Mode], ends: Sequence[float], refresh_every: int = 1
-    ) -> tuple[Phase, ...]:
+    def phase_tables(self, choice: IntArray, modes: Mapping[str, Mode], ends: Sequence[float]) -> tuple[Phase, ...]:
         """The chosen modes as the phases of a plan.
 
         Args:
             choice: Mode of each item.
             modes: The ladder.
             ends: End of each phase.
-            refresh_every: Steps that masks are kept for, see `refresh_of`.
         """
         items, names = np.arange(len(choice)), list(modes)
         columns: dict[str, Sequence[Any]] = {
@@ -79,7 +78,7 @@ class SearchTables:
                 place += layers * heads
             parts: dict[str, Any] = {name: tuple(table) for name, table in tables.items()}
             parts["orders"] = known_orders(parts.get("orders", ()))
-            phases.append(Phase(until=end, refresh_every=refresh_of(len(phases), refresh_every), **parts))
+            phases.append(Phase(until=end, refresh_every=refresh_of(len(phases), self.refresh_every), **parts))
         return tuple(phases)
 
 
@@ -218,7 +217,8 @@ def build_tables(
     dense_total = cost[:, 0].sum()
     shape = tuple((one.num_layers, one.num_heads) for one in transformers)
     density, recall = np.concatenate(densities), np.concatenate(recalls)
-    return SearchTables(error, cost / dense_total, density, recall, shape, len(ends), np.concatenate(orders))
+    found = np.concatenate(orders)
+    return SearchTables(error, cost / dense_total, density, recall, shape, len(ends), found, refresh_every)
 
 
 def _mean(tables: Sequence[FloatArray]) -> FloatArray:
