@@ -179,7 +179,7 @@ def estimator(
         prompts=listed,
         min_psnr=30.0,
         call=size.call(model, quick=False),
-        ladder=default_ladder(*size.tile_rows(quick=False)),
+        ladder=default_ladder(*size.tile_rows(quick=False), wide=True),
         num_measured=1,
     )
     _make_folder(output)

@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -48,6 +48,7 @@ def search(
     model: str = "tiny",
     aim: Aim = Aim(),
     phases: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = DEFAULT_PHASES,
+    ladder: Literal["default", "wide"] = "default",
     num_measured: int | None = None,
     num_screening: int = 2,
     max_rounds: int = 10,
@@ -70,6 +71,8 @@ def search(
         model: "tiny", a Diffusers folder, or a Hub id.
         aim: What the plan must reach.
         phases: Ends of the phases as shares of the run.
+        ladder: Methods and densities to choose from: pyramid from .06 on and adaptive from .2 on, or also skip, static
+            patterns, and both methods from .02 on ("wide").
         num_measured: Prompts to measure on, the others verify the promise; default half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         max_rounds: Plans that are tried at most.
@@ -96,6 +99,7 @@ def search(
         **dataclasses.asdict(aim),
         call=arguments,
         phases=phases,
+        ladder=None if ladder == "default" else ladder,
         num_measured=num_measured,
         num_screening=num_screening,
         max_rounds=max_rounds,

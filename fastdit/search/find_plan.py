@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ def find_plan(
     speedup: float | None = None,
     call: Mapping[str, Any] | None = None,
     phases: Sequence[float] = DEFAULT_PHASES,
-    ladder: Mapping[str, Mode] | None = None,
+    ladder: Mapping[str, Mode] | Literal["wide"] | None = None,
     num_measured: int | None = None,
     num_screening: int = 2,
     cost_model: CostModel | None = None,
@@ -70,7 +70,8 @@ def find_plan(
         speedup: Budget: how much faster attention is to be, by the cost model.
         call: Arguments of the pipeline's call, e.g. `{"height": 480, "width": 832, "num_frames": 81}`.
         phases: Ends of the phases, as shares of the run.
-        ladder: Modes to choose from, by name; `None` for `fastdit.search.ladder.default_ladder()`.
+        ladder: Modes to choose from, by name; `None` for `fastdit.search.default_ladder()`, "wide" for the same with
+            static patterns and sparser rungs.
         num_measured: Prompts to measure on; `None` for half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         cost_model: What modes cost; default attention scores alone.

@@ -42,7 +42,7 @@ def count_search(
     verified: int,
     density: float,
     gain_density: float = 0.2,
-    modes: int = 14,
+    modes: int = 8,
     screened: int = 2,
     phases: Sequence[float] = DEFAULT_PHASES,
 ) -> dict[str, float]:

@@ -205,7 +205,7 @@ class SearchRuns:
         names = next(
             filter(None, ([name for name, mode in sparse.items() if isinstance(mode, kind)] for kind in kinds))
         )
-        return names[len(names) // 2]
+        return names[(len(names) - 1) // 2]
 
     def _call(self, prompt: str, seed: int, label: str, *, ends_early: bool = False) -> np.ndarray[Any, Any] | None:
         """One run; frames `[F, H, W, 3]`, float32 in [0, 1], or `None` of one that was to end early."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fastdit.config import CachedConfig
 from fastdit.errors import ConfigError
@@ -14,7 +14,7 @@ from fastdit.search.identity import fingerprint
 from fastdit.search.ladder import Mode, check_ladder, default_ladder
 from fastdit.validation import check_count, check_fraction, check_positive
 
-DEFAULT_PHASES = (0.17, 0.5, 1.0)
+DEFAULT_PHASES = (0.08, 0.17, 0.5, 1.0)
 # Of the files in a run directory; raised when what they hold changes.
 RESULT_FORMAT = 6
 # Arguments of the pipeline's call that the search gives itself.
@@ -34,7 +34,7 @@ class SearchSettings:
         speedup: Budget instead of a promise: how much faster attention is to be, by the cost model.
         call: Arguments of the pipeline's call besides prompt, seed and output type, e.g. its size.
         phases: Ends of the phases as shares of the run.
-        ladder: Modes to choose from; `None` for `default_ladder()`.
+        ladder: Modes to choose from; `None` for `default_ladder()`, "wide" for the wide one.
         num_measured: Prompts to measure on; `None` for half of them, at most 4. The first one is measured in all
             phases, further ones in the first quarter of the run.
         num_screening: Prompts that plans are tried on before one is verified on all of those that verify.
@@ -56,7 +56,7 @@ class SearchSettings:
     speedup: float | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[float, ...] = DEFAULT_PHASES
-    ladder: Mapping[str, Mode] | None = None
+    ladder: Mapping[str, Mode] | Literal["wide"] | None = None
     num_measured: int | None = None
     num_screening: int = 2
     cost_model: CostModel = field(default_factory=CostModel)
@@ -72,12 +72,7 @@ class SearchSettings:
             raise ConfigError("prompts: accepted are one or more non-empty strings")
         object.__setattr__(self, "prompts", prompts)
         check_count("refresh_every", self.refresh_every, 1)
-        # Reusing masks saves nothing where selecting them is free.
-        cached = bool(self.cost_model.selection) and self.refresh_every == 1
-        ladder = check_ladder(default_ladder(cached=cached) if self.ladder is None else self.ladder)
-        if self.refresh_every > 1 and any(isinstance(mode, CachedConfig) for mode in ladder.values()):
-            raise ConfigError(f"refresh_every={self.refresh_every}: the ladder has cached rungs, so 1 is accepted")
-        object.__setattr__(self, "ladder", ladder)
+        object.__setattr__(self, "ladder", self._checked_ladder())
         aims = [name for name in ("min_psnr", "min_ssim", "density", "speedup") if getattr(self, name) is not None]
         if len(aims) != 1:
             given = " and ".join(aims) or "no aim"
@@ -105,10 +100,23 @@ class SearchSettings:
         if not 0.5 <= self.confidence < 1:
             raise ConfigError(f"confidence={self.confidence}: accepted is a number from 0.5 to less than 1")
 
+    def _checked_ladder(self) -> dict[str, Mode]:
+        """The ladder that is given, or one made by the cost model and `refresh_every`."""
+        given = self.ladder
+        if isinstance(given, str) and given != "wide":
+            raise ConfigError(f'ladder={given!r}: accepted are "wide", modes by name, or None')
+        # Reusing masks saves nothing where selecting them is free.
+        cached = bool(self.cost_model.selection) and self.refresh_every == 1
+        ladder = check_ladder(given if isinstance(given, Mapping) else default_ladder(cached=cached, wide=bool(given)))
+        if self.refresh_every > 1 and any(isinstance(mode, CachedConfig) for mode in ladder.values()):
+            raise ConfigError(f"refresh_every={self.refresh_every}: the ladder has cached rungs, so 1 is accepted")
+        return ladder
+
     @property
     def modes(self) -> dict[str, Mode]:
         """The ladder, dense first."""
-        return dict(self.ladder or {})
+        assert isinstance(self.ladder, Mapping), "made one at construction"
+        return dict(self.ladder)
 
     @property
     def promise(self) -> dict[str, float]:

@@ -79,4 +79,4 @@ def test_modes_that_the_estimator_takes_by_default_are_in_the_ladder():
     from fastdit.cli.bench_search import estimator
     from fastdit.search.ladder import default_ladder
 
-    assert set(inspect.signature(estimator).parameters["modes"].default) <= default_ladder().keys()
+    assert set(inspect.signature(estimator).parameters["modes"].default) <= default_ladder(wide=True).keys()

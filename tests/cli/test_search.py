@@ -51,6 +51,7 @@ def test_a_plan_is_found_shown_and_drawn(model_folder, prompts, tmp_path, capsys
         ([], 2, "no aim given"),
         (["--density=0.5", "--min-psnr=30"], 2, "exactly one"),
         (["--density=2"], 2, "density=2.0"),
+        (["--density=0.5", "--ladder=long"], 2, "ladder"),
         (["--density=0.5", "--prompts=missing.txt"], 2, "missing.txt"),
         (["--density=0.5", "--bench=missing.json"], 2, "no kernel timings"),
     ],

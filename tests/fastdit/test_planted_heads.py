@@ -15,7 +15,7 @@ from fastdit.search.tables import build_tables
 
 GRID = fastdit.VideoGrid(frames=8, height=12, width=16)
 DENSE, LOCAL, TEMPORAL, SKIPPABLE = range(4)
-MODES = default_ladder(q_tile=32, kv_tile=16)
+MODES = default_ladder(q_tile=32, kv_tile=16, wide=True)
 NAMES = list(MODES)
 
 

@@ -155,6 +155,7 @@ def test_cost_counts_efficiency_and_selection(tmp_path):
         ({"min_psnr": 30, "ladder": {}}, "no sparse mode"),
         ({"min_psnr": 30, "ladder": {"a": fastdit.AdaptiveConfig()}}, "schedule or min_tokens"),
         ({"min_psnr": 30, "ladder": {"a": fastdit.CachedConfig(min_recall=0.9)}}, "min_recall=None"),
+        ({"min_psnr": 30, "ladder": "long"}, 'accepted are "wide"'),
         ({"min_psnr": 30, "num_screening": 0}, "num_screening=0"),
         ({"min_psnr": 30, "call": {"generator": 1, "prompt": "b"}}, "call has generator, prompt"),
         ({"min_psnr": 30, "num_measured": 0}, "num_measured=0"),
@@ -186,7 +187,7 @@ def test_the_default_ladder_can_stand_in_a_plan():
 
 
 def test_the_ladder_has_every_kind_of_rung():
-    ladder = default_ladder(cached=True)
+    ladder = default_ladder(cached=True, wide=True)
     densities = {
         method: [mode.density for mode in ladder.values() if getattr(mode, "method", "") == method]
         for method in ("adaptive", "pyramid")
@@ -197,6 +198,15 @@ def test_the_ladder_has_every_kind_of_rung():
     cached = {name.removeprefix("cached_"): mode for name, mode in ladder.items() if name.startswith("cached_")}
     assert {ladder[name] for name in cached} == {mode.source for mode in cached.values()}
     assert len(cached) == len(densities["adaptive"] + densities["pyramid"])
+
+
+def test_rungs_whose_errors_one_step_does_not_show_are_left_out_unless_asked_for():
+    default = default_ladder()
+    left_out = {"skip", "window", "same_place", "adaptive_0.02", "adaptive_0.06", "pyramid_0.03"}
+    assert default_ladder(wide=True).keys() - default.keys() == left_out
+    asked = SearchSettings(prompts=["a"], min_psnr=30, ladder="wide").modes
+    assert asked.keys() - SearchSettings(prompts=["a"], min_psnr=30).modes.keys() == left_out
+    assert default.items() <= default_ladder(wide=True).items()
 
 
 def test_cached_rungs_join_where_selecting_has_a_cost():

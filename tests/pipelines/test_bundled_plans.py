@@ -23,14 +23,20 @@ def pipe():
 
 
 def test_there_is_one_for_each_promise():
-    assert {"tiny_psnr_26", "tiny_psnr_30"} <= PLANS.keys()
+    assert {"tiny_psnr_26", "tiny_psnr_30", "tiny_psnr_34", "tiny_density_15_144"} <= PLANS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(PLANS))
 def test_it_fits_the_model_and_kept_its_promise(pipe, name):
     plan = fastdit.Plan.load(PLANS[name])
-    assert plan.keeps_promise
-    assert plan.promise["min_psnr"] == float(name.split("_")[2])
+    kind, amount = name.split("_")[1:3]
+    if kind == "psnr":
+        assert plan.keeps_promise
+        assert plan.promise == {"min_psnr": float(amount)}
+    else:
+        assert plan.promise == {"density": float(amount) / 100}
+        assert plan.measured["density"] == pytest.approx(plan.promise["density"], rel=0.05)
+        assert plan.measured["psnr"] >= 30
     fastdit.enable(pipe, plan).close()
 
 
