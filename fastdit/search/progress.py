@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fastdit.search.results import SETTINGS
+from fastdit.search.tables import steps_in_phases
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 ROUND = re.compile(r"verify_([0-9a-f]{16})_\d+\.npz")
 
 
@@ -42,7 +44,7 @@ class SearchProgress:
 
     Args:
         measured: Prompts measured on, and how many there are to be.
-        phases: Phases weighed, and how many there are to be.
+        phases: Phases weighed, and how many there are to be; of short runs some have no steps.
         verified_runs: Runs that verify one plan.
         noise_floor_psnr: In dB; `None` until it is known.
         rounds: Plans in the order in which they were first verified.
@@ -63,18 +65,27 @@ def read_progress(folder: Path) -> SearchProgress:
     """
     try:
         settings = json.loads((folder / SETTINGS).read_bytes())
-        prompts, measured, phases = len(settings["prompts"]), settings["num_measured"], len(settings["phases"])
+        prompts, measured, phases = len(settings["prompts"]), settings["num_measured"], list(settings["phases"])
     except (OSError, ValueError, KeyError, TypeError):
         return SearchProgress()
     measured = min(prompts, measured)
     floor = next(_figures(folder, "noise_floor_*.npz"), None)
     return SearchProgress(
         measured=(len(list(folder.glob("measured_*.npz"))), measured),
-        phases=(len({path.name.split("_")[1] for path in folder.glob("phase_*_*.npz")}), phases),
+        phases=(len({path.name.split("_")[1] for path in folder.glob("phase_*_*.npz")}), _weighed(folder, phases)),
         verified_runs=prompts - measured or 1,
         noise_floor_psnr=None if floor is None else floor[1]["psnr"],
         rounds=_rounds(folder),
     )
+
+
+def _weighed(folder: Path, ends: list[float]) -> int:
+    """How many phases a search weighs: those with steps, as soon as it is known how many steps there are."""
+    try:
+        with np.load(folder / "steps.npz", allow_pickle=False) as data:
+            return sum(any(rows) for rows in steps_in_phases(ends, data["executed"]))
+    except UNREADABLE:
+        return len(ends)
 
 
 def _rounds(folder: Path) -> tuple[RoundProgress, ...]:
@@ -97,5 +108,5 @@ def _figures(folder: Path, pattern: str) -> Iterator[tuple[str, dict[str, float]
         try:
             with np.load(path, allow_pickle=False) as data:
                 yield path.name, {key: float(data[key]) for key in ("psnr", "ssim", "density")}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        except UNREADABLE:
             continue

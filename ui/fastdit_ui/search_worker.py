@@ -13,6 +13,7 @@ from fastdit.api import find_transformers
 from fastdit.errors import FastDitError, InvalidInputError
 from fastdit.search.ladder import Mode
 from fastdit.search.progress import SearchProgress
+from fastdit.search.settings import DEFAULT_PHASES
 from fastdit_ui.jobs import Job, JobCancelled, JobView
 from fastdit_ui.search_store import SearchRequest, SearchStore
 from fastdit_ui.state import AppState
@@ -193,7 +194,7 @@ def finished_runs(progress: SearchProgress) -> int:
     return progress.measured[0] + progress.phases[0] + floor + sum(one.runs for one in progress.rounds)
 
 
-def expected_runs(request: SearchRequest, phases: int = 3) -> int:
+def expected_runs(request: SearchRequest, phases: int = len(DEFAULT_PHASES)) -> int:
     """Runs that a search makes at most, about: those that measure, weigh phases, and verify."""
     measured = min(request.num_measured, len(request.prompts))
     verified = len(request.prompts) - measured or 1
