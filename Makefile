@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/fastdit generate --model tiny --prompt "$(PROMPT)" --height 144 --width 144 \
-		--plan tiny_density_15_144 --compare --repeats 3 --output demo
+		--plan tiny_speedup_6_144 --compare --repeats 3 --output demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -22,6 +22,7 @@ from fastdit_eval.attention_heads import make_heads
 from fastdit_kernels import BlockMask
 
 HERE = Path(__file__).parent
+UNIFORM_CELLS = HERE.parents[1] / "eval" / "results" / "uniform_cells_tiny.json"
 SEARCH_RESULT = HERE.parents[1] / "eval" / "results" / "search_tiny.json"
 GRID = fastdit.VideoGrid(frames=8, height=16, width=16)
 FAMILY = "mixed"
@@ -207,6 +208,10 @@ def draw_promises() -> Figure:
     at = [row["held_out"]["psnr"] for row in found]
     if found:
         axis.plot(other, at, "s--", color="#c1440e", label="best uniform setting of the same mean PSNR")
+    else:
+        cells = json.loads(UNIFORM_CELLS.read_text())["on_all_held_out"]
+        line = [[cell[name] for cell in cells] for name in ("density", "psnr")]
+        axis.plot(*line, "s--", color="#c1440e", label="best uniform settings: pyramids, three dense steps of 12")
     for row, x, y in zip(found, other, at, strict=True):
         axis.annotate("", (row["held_out"]["density"], y), (x, y), arrowprops={"arrowstyle": "->", "color": "gray"})
         axis.text(x, y, f"  {row['saving']:.0%} saved", va="top", fontsize=9)
