@@ -22,8 +22,8 @@ from fastdit_eval.attention_heads import make_heads
 from fastdit_kernels import BlockMask
 
 HERE = Path(__file__).parent
-UNIFORM_CELLS = HERE.parents[1] / "eval" / "results" / "uniform_cells_tiny.json"
-SEARCH_RESULT = HERE.parents[1] / "eval" / "results" / "search_tiny.json"
+RESULTS = HERE.parents[1] / "eval" / "results"
+SEARCH_RESULT, UNIFORM_CELLS = RESULTS / "search_tiny.json", RESULTS / "uniform_cells_tiny.json"
 GRID = fastdit.VideoGrid(frames=8, height=16, width=16)
 FAMILY = "mixed"
 TILES = {"q_tile": 64, "kv_tile": 32}

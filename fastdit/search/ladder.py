@@ -14,13 +14,12 @@ from fastdit.plan import ALL_SPARSE, DENSE
 Mode = AttentionConfig | Literal["dense"]
 Ladder = Mapping[str, Mode]
 
-ADAPTIVE_DENSITIES = (0.2, 0.5)
-PYRAMID_DENSITIES = (0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
+ADAPTIVE_DENSITIES = (0.02, 0.06, 0.2, 0.5)
+PYRAMID_DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
+PATTERNS = {"skip": "skip", "window": "window:frames=3", "same_place": "multi_diagonal:radius=1"}
 # What drops most keys without pooled ones in their place may err alike in all tokens and steps, and one call shows too
 # little of that: two heads of the bundled model at `adaptive_0.06` cost a plan of 36 dB 8 dB, one at `skip` 6.5 dB.
-WIDE_ADAPTIVE = (0.02, 0.06)
-WIDE_PYRAMID = (0.03,)
-PATTERNS = {"skip": "skip", "window": "window:frames=3", "same_place": "multi_diagonal:radius=1"}
+WIDE_ONLY = {*PATTERNS, "adaptive_0.02", "adaptive_0.06", "pyramid_0.03"}
 # Masks of cached rungs last for their whole phase, whatever the number of steps.
 WHOLE_PHASE = 10_000
 
@@ -39,14 +38,16 @@ def default_ladder(
             worse with them.
     """
     found: dict[str, AttentionConfig] = {}
-    for name, pattern in PATTERNS.items() if wide else ():
+    for name, pattern in PATTERNS.items():
         found[name] = StaticConfig(pattern=pattern)
-    for density in (*(WIDE_ADAPTIVE if wide else ()), *ADAPTIVE_DENSITIES):
+    for density in ADAPTIVE_DENSITIES:
         found[f"adaptive_{density:g}"] = AdaptiveConfig(density=density)
-    for density in (*(WIDE_PYRAMID if wide else ()), *PYRAMID_DENSITIES):
+    for density in PYRAMID_DENSITIES:
         found[f"pyramid_{density:g}"] = PyramidConfig(density=density)
     modes: dict[str, Mode] = {DENSE: DENSE}
     for name, config in found.items():
+        if name in WIDE_ONLY and not wide:
+            continue
         config = dataclasses.replace(config, schedule=ALL_SPARSE, min_tokens=0, q_tile=q_tile, kv_tile=kv_tile)
         modes[name] = config
         if cached and config.needs_tensors:

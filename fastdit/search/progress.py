@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastdit.search.results import SETTINGS
+from fastdit.search.results import DAMAGED, SETTINGS
 from fastdit.search.tables import steps_in_phases
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+# A whole file may hold something else than figures, too.
+UNREADABLE = (*DAMAGED, TypeError)
 ROUND = re.compile(r"verify_([0-9a-f]{16})_\d+\.npz")
 
 

@@ -17,6 +17,8 @@ from fastdit.whole_files import whole_file, write_json
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 SETTINGS = "settings.json"
+# What reading a file that was cut off or overwritten may raise.
+DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 # Added to every group: wall and processor seconds that it took, without those of groups computed on the way.
 SECONDS = "seconds"
 
@@ -113,7 +115,7 @@ class ResultFolder:
         try:
             with np.load(self._path(name), allow_pickle=False) as data:
                 return {key: data[key] for key in data.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             raise ConfigError(f"{str(self._path(name))!r} is damaged: remove it, it is computed again") from error
 
     def _keep(self, name: str, arrays: Arrays) -> None:
