@@ -15,7 +15,6 @@ from fastdit.grid import VideoGrid
 from fastdit.head_groups import MethodGroup, select_masks, split_heads
 from fastdit.key_orders import (
     OrderedQuery,
-    OrderPair,
     Selection,
     keys_in_order,
     on_device,
@@ -27,6 +26,7 @@ from fastdit.key_orders import (
 )
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite, Rebuild
+from fastdit.order_trials import OrderPair
 from fastdit.run_memory import RunMemory
 from fastdit.spans import span
 from fastdit.statistics import ReuseRecord, join_reuse

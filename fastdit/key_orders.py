@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,18 +10,13 @@ import torch
 from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
+from fastdit.order_trials import MakeOrder, OrderPair, trial_errors
 from fastdit.orders import token_order
-from fastdit.selectors.sampled_error import exact_rows
 from fastdit.selectors.score_order import score_order
 from fastdit.spans import span
 from fastdit_kernels import BlockMask, TileLayout, gather_tokens, invert_order, scatter_from_tiles, unpad_from_tiles
 from fastdit_kernels.tiled_tokens import TiledTokens, counts_passes
 
-# Query tokens that pairs of orders are tried on.
-TRIAL_ROWS = 16
-GOLDEN = 0.6180339887498949
-# The orders of queries and of keys.
-OrderPair = tuple[str, str]
 # The orders that each head of a layer is given; `None` for a head that settles its own.
 GivenOrders = tuple[OrderPair | None, ...]
 
@@ -84,10 +79,6 @@ def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, cach
     # With their type: to Python, (False, True) is (0, 1).
     key = "values", type(numbers[0]), numbers, device
     return cache.get(key, lambda: torch.tensor(numbers, device=device))
-
-
-# Gives a permutation of the model's sequence by its name, for some heads: `[S]` for all alike, or `[len(heads), S]`.
-MakeOrder = Callable[[str, list[int]], torch.Tensor]
 
 
 def named_order(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> torch.Tensor:
@@ -196,52 +187,13 @@ def settled_pairs(
     def choose() -> torch.Tensor:
         return trial_errors(query, key, value, grid, config, make).mean(1).argmin(0).cpu()
 
-    choice = memory.get(("orders", site, grid, heads), choose)
+    choice = memory.get(settled_key(site, grid, heads), choose)
     return [pairs[number] for number in choice.tolist()]
 
 
-@torch.no_grad()
-def trial_errors(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    grid: VideoGrid,
-    config: AttentionConfig,
-    make: MakeOrder,
-) -> torch.Tensor:
-    """Relative output error of every pair of orders, `[pairs, B, H]`.
-
-    Measured exactly on the same `TRIAL_ROWS` query tokens for all pairs, spread over the video along the Gilbert curve,
-    pooled tiles at their mean values: an order is settled once, in noise, where the first-order term makes up for any.
-    Only the query tiles that hold one of them are selected for, so that a trial costs little in long sequences.
-
-    Args:
-        query: `[B, H, S, D]` in the model's token order.
-        key: Likewise.
-        value: Likewise.
-        grid: Geometry.
-        config: Method with `order_pairs`.
-        make: Makes an order.
-    """
-    heads, video, span = list(range(query.shape[1])), grid.query_segments[0], config.q_tile
-    rows = min(TRIAL_ROWS, video)
-    part = torch.arange(rows, dtype=torch.float64, device=query.device)
-    # Another place in each of equal parts of the curve, so that places within query tiles differ as well.
-    tokens = make("gilbert", heads)[((part + (part + 0.5) * GOLDEN % 1) * video / rows).long()]
-    sampled = exact_rows(query.index_select(2, tokens), key, value)
-    errors: dict[OrderPair, torch.Tensor] = {}
-    for k_name in dict.fromkeys(name for _, name in config.order_pairs):
-        k_order = make(k_name, heads)
-        k, v = gather_tokens(key, k_order), gather_tokens(value, k_order)
-        for pair in (pair for pair in config.order_pairs if pair[1] == k_name):
-            q_order = make(pair[0], heads)
-            place = invert_order(q_order)[tokens]
-            first = torch.minimum(place // config.q_tile * config.q_tile, torch.full_like(place, video - span))
-            runs = q_order[(first.unsqueeze(1) + torch.arange(span, device=query.device)).flatten()]
-            shares = torch.full((len(heads),), pair[0] == k_name, device=query.device)
-            masks = config.candidates(query.index_select(2, runs), k, v, grid, shares, first)
-            errors[pair] = torch.stack([sampled.error(k, v, mask) for mask in masks]).amin(0)
-    return torch.stack([errors[pair] for pair in config.order_pairs])
+def settled_key(site: Hashable, grid: VideoGrid, heads: int) -> Hashable:
+    """Under which the numbers of the pairs that heads settled on are remembered, int64 `[H]` on the host."""
+    return "orders", site, grid, heads
 
 
 def orders_of_heads(names: Sequence[str], make: MakeOrder, like: torch.Tensor, cache: MaskCache) -> torch.Tensor:

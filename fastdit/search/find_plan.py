@@ -16,7 +16,7 @@ from fastdit.errors import ConfigError
 from fastdit.plan import Phase, Plan, PlanGrid, PlanPoint, TransformerIdentity
 from fastdit.search.allocation import IntArray, allocate, pareto_front, total
 from fastdit.search.cost import CostModel
-from fastdit.search.gains import phase_gains, sparse_from
+from fastdit.search.gains import gain_columns, phase_gains, sparse_from
 from fastdit.search.identity import describe_pipeline
 from fastdit.search.ladder import Mode
 from fastdit.search.price import TRIED, VERIFIED
@@ -25,7 +25,7 @@ from fastdit.search.results import Arrays, ResultFolder
 from fastdit.search.rounds import CLOSE_WHEN_VERIFIED, rounds_until_kept
 from fastdit.search.runs import SearchRuns
 from fastdit.search.settings import DEFAULT_PHASES, SearchSettings
-from fastdit.search.tables import SearchTables, build_tables, order_tables, steps_in_phases
+from fastdit.search.tables import OrderTables, SearchTables, build_tables, order_tables, steps_in_phases
 
 logger = logging.getLogger(__name__)
 
@@ -186,17 +186,21 @@ class Search:
 
     def _phase_gains(self) -> list[float]:
         """See `gains.phase_gains`; the runs are made from the last phase on, each of them once."""
-        settings, mode = self.settings, self.runs.gain_mode
-        column, first = list(settings.modes).index(mode), self._measured[0]
-        numbers = [first[f"orders_{number}"][..., column] for number in range(len(self._transformers))]
-        orders = order_tables(settings.modes[mode], numbers)
+        settings, first, names = self.settings, self._measured[0], list(self.settings.modes)
         steps = steps_in_phases(settings.phases, self.runs.executed)
+        rungs = [names.index(name) for name in self.runs.gain_rungs]
+        columns = gain_columns(first, self._transformers, steps, rungs, names.index(self.runs.gain_mode))
+        modes = [names[column] for column in columns]
+        orders: list[OrderTables] = []
+        for phase, column in enumerate(columns):
+            numbers = [first[f"orders_{number}"][..., column] for number in range(len(self._transformers))]
+            orders.append(order_tables(settings.modes[modes[phase]], numbers)[phase])
         mse: list[float | None] = [None] * len(steps)
         for phase in reversed(range(len(steps))):
             if any(steps[phase]):
-                plan = self._plan(sparse_from(phase, settings.phases, mode, self._transformers, orders), 0.0, 0.0)
+                plan = self._plan(sparse_from(phase, settings.phases, modes, self._transformers, orders), 0.0, 0.0)
                 mse[phase] = self.runs.error_from_phase(phase, plan)
-        return phase_gains(mse, [first], self._transformers, steps, column)
+        return phase_gains(mse, [first], self._transformers, steps, columns)
 
     def _keeping_promise(self, tables: SearchTables) -> Plan:
         """Move the bound on the predicted error until the promise is kept closely."""

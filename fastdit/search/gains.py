@@ -16,19 +16,53 @@ from fastdit.search.tables import OrderTables, known_orders, layer_errors
 LEAST_SHARE = 0.05
 
 
+def gain_columns(
+    measured: Arrays,
+    transformers: Sequence[TransformerIdentity],
+    steps: Sequence[Sequence[Sequence[int]]],
+    columns: Sequence[int],
+    last: int,
+) -> list[int]:
+    """The modes that gains of phases are measured with: the sparsest ones that err no more than one in the last phase.
+
+    In one call, summed over the heads. A mode that suits late steps spoils the frames when early ones have it, and what
+    a spoilt run errs says nothing of plans, which keep more there.
+
+    Args:
+        measured: Arrays of the first prompt.
+        transformers: The pipeline's.
+        steps: By `steps_in_phases`.
+        columns: Numbers of the modes to choose from, densest last.
+        last: Number of the mode of the last phase, one of them.
+
+    Returns:
+        The number of a mode for each phase; the densest where all err more, `last` where a phase has no steps.
+    """
+    weighed = layer_errors([measured], transformers, steps)
+    errors = [np.sum([np.nansum(error[phase], (0, 1)) for error in weighed], 0) for phase in range(len(steps))]
+    with_steps = [phase for phase, runs in enumerate(steps) if any(runs)]
+    allowed = errors[with_steps[-1]][last]
+    return [
+        next((column for column in columns if errors[phase][column] <= allowed), columns[-1])
+        if phase in with_steps
+        else last
+        for phase in range(len(steps))
+    ]
+
+
 def sparse_from(
     phase: int,
     ends: Sequence[float],
-    mode: str,
+    modes: Sequence[str],
     transformers: Sequence[TransformerIdentity],
     orders: Sequence[OrderTables] | None = None,
 ) -> tuple[Phase, ...]:
-    """Phases of a plan that is dense before one phase, and has one mode in all heads from there on.
+    """Phases of a plan that is dense before one phase, and has one mode in all heads of each from there on.
 
     Args:
         phase: Number of the phase.
         ends: Ends of the phases.
-        mode: Name of the mode.
+        modes: Name of the mode of each phase.
         transformers: The pipeline's.
         orders: Token orders of the mode in each phase; `None` to settle them.
     """
@@ -37,7 +71,7 @@ def sparse_from(
         _uniform(shape, end, DENSE)
         if place < phase
         else _uniform(shape, end, mode, None if orders is None else known_orders(orders[place]))
-        for place, end in enumerate(ends)
+        for place, (end, mode) in enumerate(zip(ends, modes, strict=True))
     )
 
 
@@ -46,7 +80,7 @@ def phase_gains(
     measured: Sequence[Arrays],
     transformers: Sequence[TransformerIdentity],
     steps: Sequence[Sequence[Sequence[int]]],
-    column: int,
+    columns: Sequence[int],
 ) -> list[float]:
     """Error of the frames that a phase adds, over the summed errors of its heads.
 
@@ -55,7 +89,7 @@ def phase_gains(
         measured: Arrays of the prompt of these runs.
         transformers: The pipeline's.
         steps: By `steps_in_phases`.
-        column: Number of the mode of these runs.
+        columns: Number of the mode that each phase has in these runs.
     """
     weighed = layer_errors(measured, transformers, steps)
     gains, behind = [0.0] * len(mse), 0.0
@@ -63,7 +97,7 @@ def phase_gains(
         value = mse[phase]
         if value is None:
             continue
-        caused = sum(float(np.nansum(error[phase, ..., column])) for error in weighed)
+        caused = sum(float(np.nansum(error[phase, ..., columns[phase]])) for error in weighed)
         added = max(value - behind, LEAST_SHARE * value)
         # As for layers: without an error there is nothing to hold the result against.
         gains[phase] = added / caused if caused > 0 else 1.0

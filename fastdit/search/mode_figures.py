@@ -9,16 +9,18 @@ import torch
 from numpy.typing import NDArray
 
 from fastdit.attend import choose_tiles, settle_orders
-from fastdit.config import AttentionConfig
+from fastdit.config import AttentionConfig, CachedConfig
 from fastdit.grid import VideoGrid
 from fastdit.guard import SAMPLE_ROWS, SAMPLE_TILES
 from fastdit.head_groups import split_heads
-from fastdit.key_orders import has_choice
+from fastdit.key_orders import has_choice, order_maker, settled_key
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
+from fastdit.order_trials import TRIAL_ROWS, TRIAL_TILES, trials_of
 from fastdit.recall import sampled_recall
 from fastdit.run_memory import RunMemory
 from fastdit.selectors.sampled_error import sample_exactly
+from fastdit_kernels import BlockMask
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -67,26 +69,88 @@ def measure_mode(
         site: Which call it is, and orders that heads are given.
         grams: By `output_grams`; `None` for the error of the heads' own outputs.
     """
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    orders = np.full(query.shape[1], -1)
-    group = split_heads(config, query.shape[1]).launches[0][0]
+    tensors = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    group = split_heads(config, query.shape[2]).launches[0][0]
+    if has_choice(group.config, grid) and not isinstance(config, CachedConfig):
+        return _measure_on_trial(tensors, grid, config, cache, memory, site, grams)
+    orders = np.full(query.shape[2], -1)
     if has_choice(group.config, grid):
-        pairs = settle_orders(group, (query, key, value), grid, cache, memory, site)
+        pairs = settle_orders(group, tensors, grid, cache, memory, site)
         orders = np.array([group.config.order_pairs.index(pair) for pair in pairs])
-    q, selection, _ = choose_tiles(query, key, value, grid, config, cache, memory, site)
+    q, selection, _ = choose_tiles(*tensors, grid, config, cache, memory, site)
     mask = selection.mask
     rows = sample_exactly(q.tokens, selection.key, selection.value, mask.q_layout, tiles=SAMPLE_TILES, rows=SAMPLE_ROWS)
-    exact = rows.exact.double()
     out = rows.outputs(selection.key, selection.value, mask, first_order=config.first_order)
+    density = mask.kept_pairs().expand(*out.shape[:2]).double().mean(0) / grid.length**2
+    recall = sampled_recall(q.tokens, selection.key, mask, SAMPLE_TILES, SAMPLE_ROWS)
+    return _as_figures(_figures(out, rows.exact, density, recall, grams), orders)
+
+
+def _measure_on_trial(
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    grid: VideoGrid,
+    config: AttentionConfig,
+    cache: MaskCache,
+    memory: RunMemory,
+    site: CallSite,
+    grams: torch.Tensor | None,
+) -> ModeFigures:
+    """`measure_mode` where heads have orders to settle, on the query tiles of a trial.
+
+    Heads take the order that errs least in what is measured, which is remembered; or the one that they are given, or
+    that was settled before.
+    """
+    query, heads = tensors[0], tensors[0].shape[1]
+    pairs, make = config.order_pairs, order_maker(tensors[0], tensors[1], grid, cache)
+    place = settled_key((site.transformer, site.layer, site.phase, 0), grid, heads)
+    given = None if site.orders is None else [pairs.index(pair) for pair in site.orders if pair is not None]
+    assert given is None or len(given) == heads, "what another prompt settled is known of all heads or none"
+    heads_of = {pair: list(range(heads)) for pair in pairs}
+    if given is not None:
+        found = {number: [head for head in range(heads) if given[head] == number] for number in sorted(set(given))}
+        heads_of = {pairs[number]: members for number, members in found.items()}
+    table = np.full((4, len(pairs), heads), np.nan)
+    for trial in trials_of(*tensors, grid, config, make, heads_of):
+        own = None if grams is None else grams[trial.heads]
+        options = []
+        for mask, out in zip(trial.masks, trial.outputs(first_order=config.first_order), strict=True):
+            recall = sampled_recall(trial.query, trial.key, mask, TRIAL_TILES, TRIAL_ROWS)
+            options.append(_figures(out, trial.sampled.exact, _density(mask, grid, query.shape[0]), recall, own))
+        which = np.argmin([option[3] for option in options], 0)
+        chosen = np.stack(options)[which, :, range(len(trial.heads))]
+        table[:, pairs.index(trial.pair), trial.heads] = chosen.T
+    if given is None:
+        best = torch.from_numpy(table[0].argmin(0))
+        given = memory.orders.get(place, lambda: best).tolist()
+    return _as_figures(table[:, given, range(heads)], np.array(given))
+
+
+def _as_figures(table: FloatArray, orders: IntArray) -> ModeFigures:
+    error, density, recall, relative = table
+    return ModeFigures(error, density, recall, relative, orders)
+
+
+def _density(mask: BlockMask, grid: VideoGrid, batch: int) -> torch.Tensor:
+    """Share of all scores that is computed where video queries keep what those of `mask` do, and others all keys."""
+    kept = mask.kept_pairs().expand(batch, mask.counts.shape[1]).double().mean(0)
+    share = kept / (mask.q_layout.length * grid.length)
+    video = grid.query_segments[0] / grid.length
+    density: torch.Tensor = video * share + (1 - video)
+    return density
+
+
+def _figures(
+    out: torch.Tensor, exact: torch.Tensor, density: torch.Tensor, recall: torch.Tensor, grams: torch.Tensor | None
+) -> FloatArray:
+    """Error, density, recall and relative error as `ModeFigures` has them, `[4, H]`."""
+    exact = exact.double()
     missed = out.double() - exact
     own = missed.square().mean((0, 2, 3))
     error = own if grams is None else projected_error(missed, grams)
-    density = mask.kept_pairs().expand(*query.shape[:2]).double().mean(0) / grid.length**2
-    recall = sampled_recall(q.tokens, selection.key, mask, SAMPLE_TILES, SAMPLE_ROWS).double().amin(0)
     energy = exact.square().mean((0, 2, 3))
     relative = own / energy.clamp_min(torch.finfo(torch.float64).tiny)
-    figures = {"error": error, "density": density, "recall": recall.clamp(0, 1), "relative": relative}
-    return ModeFigures(**{name: x.cpu().numpy() for name, x in figures.items()}, orders=orders)
+    figures = error, density, recall.double().amin(0).clamp(0, 1), relative
+    return np.stack([x.cpu().numpy() for x in figures])
 
 
 def output_grams(site: Any) -> torch.Tensor | None:

@@ -195,17 +195,19 @@ class SearchRuns:
         return self.compare("noise_floor", every_tile, self.settings.verified_runs[:1])
 
     @property
-    def gain_mode(self) -> str:
-        """The mode that gains are measured with: a pyramid from the middle of the ladder, or adaptive, or else any.
+    def gain_rungs(self) -> list[str]:
+        """The modes that gains may be measured with: all pyramids of the ladder, or else all of adaptive, or any.
 
-        It must not spoil the frames, whose error stops growing then; pyramids err least at equal density.
+        They must not spoil the frames, whose error stops growing then; pyramids err least at equal density.
         """
         sparse = {name: mode for name, mode in self.settings.modes.items() if isinstance(mode, AttentionConfig)}
         kinds = (PyramidConfig, AdaptiveConfig, AttentionConfig)
-        names = next(
-            filter(None, ([name for name, mode in sparse.items() if isinstance(mode, kind)] for kind in kinds))
-        )
-        return names[(len(names) - 1) // 2]
+        return next(filter(None, ([name for name, mode in sparse.items() if isinstance(mode, kind)] for kind in kinds)))
+
+    @property
+    def gain_mode(self) -> str:
+        """From the middle of the rungs: what gains of layers and of the last phase are measured with."""
+        return self.gain_rungs[(len(self.gain_rungs) - 1) // 2]
 
     def _call(self, prompt: str, seed: int, label: str, *, ends_early: bool = False) -> np.ndarray[Any, Any] | None:
         """One run; frames `[F, H, W, 3]`, float32 in [0, 1], or `None` of one that was to end early."""

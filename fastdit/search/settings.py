@@ -16,7 +16,7 @@ from fastdit.validation import check_count, check_fraction, check_positive
 
 DEFAULT_PHASES = (0.08, 0.17, 0.5, 1.0)
 # Of the files in a run directory; raised when what they hold changes.
-RESULT_FORMAT = 6
+RESULT_FORMAT = 7
 # Arguments of the pipeline's call that the search gives itself.
 OWN_ARGUMENTS = ("prompt", "prompt_embeds", "generator", "output_type", "return_dict")
 

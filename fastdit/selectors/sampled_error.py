@@ -106,12 +106,6 @@ def sample_exactly(
     return SampledRows(sampled, exact, chosen, rows, scale, query.index_select(2, middle))
 
 
-def exact_rows(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> SampledRows:
-    """Dense attention of some query rows `[B, H, N, D]`, each of a query tile of its own."""
-    exact = F.scaled_dot_product_attention(query, key, value)
-    return SampledRows(query, exact, torch.arange(query.shape[2], device=query.device), 1)
-
-
 def masked_attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -10,9 +10,10 @@ from fastdit import AdaptiveConfig, CachedConfig, MixedConfig, PyramidConfig, St
 from fastdit.attend import sparse_step
 from fastdit.grid import VideoGrid
 from fastdit.guard import HeadGuard, RecallGuard
-from fastdit.key_orders import order_maker, trial_errors
+from fastdit.key_orders import order_maker
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
+from fastdit.order_trials import trial_errors
 from fastdit.recall import sampled_recall
 from fastdit.run_memory import RunMemory
 from fastdit.selectors import pyramid

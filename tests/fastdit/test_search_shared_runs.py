@@ -7,7 +7,7 @@ from torch import nn
 
 import fastdit
 from fastdit.plan import TransformerIdentity
-from fastdit.search.gains import phase_gains, sparse_from
+from fastdit.search.gains import gain_columns, phase_gains, sparse_from
 from fastdit.search.mode_figures import output_grams, projected_error
 from fastdit.search.price import RunShape, attention_share, count_search
 from fastdit.search.promise import USUAL_DEVIATION, first_aim, surplus_of
@@ -93,20 +93,37 @@ def test_calls_of_several_outputs_are_not_recorded():
 def test_gains_of_phases_are_what_each_adds():
     arrays = {"error_0": np.ones((3, 1, 2, 2)), "gain_0": np.ones((3, 1)), "joint_0": np.ones(2)}
     steps = [[[0]], [[1, 2]], [[3]]]
-    gains = phase_gains([7e-2, 3e-2, 1e-2], [arrays], [ONE], steps, 1)
+    gains = phase_gains([7e-2, 3e-2, 1e-2], [arrays], [ONE], steps, [1, 1, 1])
     # Two heads of error 1 in each phase.
     assert gains == pytest.approx([2e-2, 1e-2, 5e-3])
     # Where later phases have spoilt the frames, an earlier one is not taken for harmless.
-    assert phase_gains([1e-2, 2e-2, 1e-2], [arrays], [ONE], steps, 1)[0] > 0
-    assert phase_gains([1e-2, None, 2e-3], [arrays], [ONE], [[[0]], [[]], [[3]]], 1) == pytest.approx([4e-3, 0, 1e-3])
-    phases = sparse_from(1, (0.2, 0.5, 1.0), "some", [ONE])
+    assert phase_gains([1e-2, 2e-2, 1e-2], [arrays], [ONE], steps, [1, 1, 1])[0] > 0
+    idle = [[[0]], [[]], [[3]]]
+    assert phase_gains([1e-2, None, 2e-3], [arrays], [ONE], idle, [1, 1, 1]) == pytest.approx([4e-3, 0, 1e-3])
+    phases = sparse_from(1, (0.2, 0.5, 1.0), ["some"] * 3, [ONE])
     assert [phase.modes[0][0][0] for phase in phases] == ["dense", "some", "some"]
     numbers = np.array([[[4, 1]], [[-1, -1]], [[-1, 0]]])
     orders = order_tables(fastdit.PyramidConfig(), [numbers])
-    phases = sparse_from(0, (0.2, 0.5, 1.0), "some", [ONE], orders)
+    phases = sparse_from(0, (0.2, 0.5, 1.0), ["some"] * 3, [ONE], orders)
     expected = [(((("gilbert", "score"), ("raster", "raster")),),), None, (((None, ("gilbert", "gilbert")),),)]
     assert [phase.orders for phase in phases] == expected
-    assert sparse_from(1, (0.2, 0.5, 1.0), "some", [ONE], orders)[0].orders is None
+    assert sparse_from(1, (0.2, 0.5, 1.0), ["some"] * 3, [ONE], orders)[0].orders is None
+
+
+def test_early_phases_are_weighed_with_what_spoils_the_frames_no_more_than_late_ones():
+    """Modes 1 to 3 err less and less; in one call phases 0 and 1 err 8 and 2 times what phase 3 does; 2 is idle."""
+    modes = np.array([0.0, 4e-2, 1e-2, 2e-3])
+    error = np.stack([np.tile(modes * factor, (1, 2, 1)) for factor in (8.0, 2.0, 1.0, 1.0)])
+    arrays = {"error_0": error, "gain_0": np.ones((4, 1)), "joint_0": np.ones(4)}
+    steps = [[[0]], [[1, 2]], [[]], [[3]]]
+    assert gain_columns(arrays, [ONE], steps, [1, 2, 3], 2) == [3, 3, 2, 2]
+    assert gain_columns(arrays, [ONE], steps, [1, 2, 3], 1) == [3, 2, 1, 1]
+    # A layer that matters more in an early phase counts as much more.
+    arrays["gain_0"][1] = 10
+    assert gain_columns(arrays, [ONE], steps, [1, 2, 3], 1) == [3, 3, 1, 1]
+    # Calls of modes in all layers err less than the sum: half for mode 2.
+    arrays["gain_0"][1], arrays["joint_0"][2] = 1, 0.1
+    assert gain_columns(arrays, [ONE], steps, [1, 2, 3], 1) == [2, 2, 1, 1]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tests_support import run_wan as run_any
 import fastdit
 from fastdit.adapters import find_adapter
 from fastdit.attend import settle_orders
-from fastdit.key_orders import trial_errors
+from fastdit.order_trials import trial_errors
 from fastdit.plan_config import identify
 
 
