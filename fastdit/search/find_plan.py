@@ -135,6 +135,8 @@ class Search:
         self.settings, self.runs, self.on_plan = settings, runs, on_plan
         self._measured: list[Arrays] = []
         self._transformers: list[TransformerIdentity] = []
+        # PSNR of the run that gains of all phases were measured with.
+        self._all_sparse = math.inf
 
     def run(self) -> Plan:
         """Measure, then allocate and verify until done."""
@@ -200,12 +202,14 @@ class Search:
             if any(steps[phase]):
                 plan = self._plan(sparse_from(phase, settings.phases, modes, self._transformers, orders), 0.0, 0.0)
                 mse[phase] = self.runs.error_from_phase(phase, plan)
+        worst = max(error for error in mse if error is not None)
+        self._all_sparse = -10 * math.log10(max(worst, 1e-12))
         return phase_gains(mse, [first], self._transformers, steps, columns)
 
     def _keeping_promise(self, tables: SearchTables) -> Plan:
         """Move the bound on the predicted error until the promise is kept closely."""
         settings = self.settings
-        first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED) / 10)
+        first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED, self._all_sparse) / 10)
 
         def screen(choice: IntArray) -> tuple[Plan, float]:
             return self._tried(tables, choice, settings.screening_runs, tail=False)
