@@ -195,7 +195,7 @@ def draw_promises() -> Figure:
         psnr = row["held_out"]["psnr_of_prompts"]
         axis.scatter([row["held_out"]["density"]] * len(psnr), psnr, s=6, color="#16697a", alpha=0.35)
         axis.axhline(row["promise"], color="gray", linestyle=":", linewidth=1)
-        axis.text(1.0, row["promise"], f"promise {row['promise']:g} dB ", fontsize=8, ha="right", va="bottom")
+        axis.text(0.0, row["promise"], f" promise {row['promise']:g} dB", fontsize=8, va="bottom")
     axis.plot(
         plan,
         mean,

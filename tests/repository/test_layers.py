@@ -65,6 +65,7 @@ FLOORS = [
         "mask_cache",
         "mask_reuse",
         "packed_mask",
+        "order_trials",
         "key_orders",
         "head_groups",
         "step_result",
