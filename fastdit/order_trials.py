@@ -59,7 +59,7 @@ def trials_of(
     make: MakeOrder,
     heads_of: Mapping[OrderPair, list[int]],
 ) -> Iterator[OrderTrial]:
-    """Pairs of orders on trial, one at a time: pairs that agree in the order of keys follow each other.
+    """Pairs of orders on trial, one at a time.
 
     The tiles are those around the same tokens for all pairs, spread over the video along the Gilbert curve. Only these
     are selected for, so that a trial costs little in long sequences.
@@ -80,13 +80,10 @@ def trials_of(
     along = ((part + (part + 0.5) * GOLDEN % 1) * video / number).long()
     tokens = make("gilbert", list(range(query.shape[1])))[along]
     within = torch.arange(span, device=query.device)
-    known: tuple[str, list[int], torch.Tensor, torch.Tensor] | None = None
-    for pair, heads in sorted(heads_of.items(), key=lambda item: _place(config, item[0][1])):
+    for pair, heads in heads_of.items():
         q, k, v = (query, key, value) if len(heads) == query.shape[1] else (x[:, heads] for x in (query, key, value))
-        if known is None or known[:2] != (pair[1], heads):
-            k_order = make(pair[1], heads)
-            known = pair[1], heads, gather_tokens(k, k_order), gather_tokens(v, k_order)
-        k, v = known[2:]
+        k_order = make(pair[1], heads)
+        k, v = gather_tokens(k, k_order), gather_tokens(v, k_order)
         q_order = make(pair[0], heads)
         first = (invert_order(q_order)[tokens] // span * span).clamp(max=video - span)
         q = q.index_select(2, q_order[(first.unsqueeze(1) + within).flatten()])
@@ -95,11 +92,6 @@ def trials_of(
         yield OrderTrial(
             pair, heads, q, k, v, masks, sample_exactly(q, k, v, masks[0].q_layout, tiles=number, rows=TRIAL_ROWS)
         )
-
-
-def _place(config: AttentionConfig, k_name: str) -> int:
-    """Where an order of keys first stands among the pairs of a method."""
-    return [name for _, name in config.order_pairs].index(k_name)
 
 
 @torch.no_grad()
@@ -122,9 +114,9 @@ def trial_errors(
         make: Makes an order.
     """
     heads = list(range(query.shape[1]))
-    errors: dict[OrderPair, torch.Tensor] = {}
+    errors: list[torch.Tensor] = []
     for trial in trials_of(query, key, value, grid, config, make, dict.fromkeys(config.order_pairs, heads)):
         exact = trial.sampled.exact.float()
         outputs = trial.outputs(first_order=config.first_order)
-        errors[trial.pair] = torch.stack([(out.float() - exact).square().mean((2, 3)) for out in outputs]).amin(0)
-    return torch.stack([errors[pair] for pair in config.order_pairs])
+        errors.append(torch.stack([(out.float() - exact).square().mean((2, 3)) for out in outputs]).amin(0))
+    return torch.stack(errors)

@@ -105,10 +105,8 @@ def _measure_on_trial(
     place = settled_key((site.transformer, site.layer, site.phase, 0), grid, heads)
     given = None if site.orders is None else [pairs.index(pair) for pair in site.orders if pair is not None]
     assert given is None or len(given) == heads, "what another prompt settled is known of all heads or none"
-    heads_of = {pair: list(range(heads)) for pair in pairs}
-    if given is not None:
-        found = {number: [head for head in range(heads) if given[head] == number] for number in sorted(set(given))}
-        heads_of = {pairs[number]: members for number, members in found.items()}
+    takers = [[head for head in range(heads) if given is None or given[head] == pair] for pair in range(len(pairs))]
+    heads_of = {pair: members for pair, members in zip(pairs, takers, strict=True) if members}
     table = np.full((4, len(pairs), heads), np.nan)
     for trial in trials_of(*tensors, grid, config, make, heads_of):
         own = None if grams is None else grams[trial.heads]
