@@ -1,16 +1,14 @@
 """What reusing masks costs and saves: the cached method beside its source, recomputed in every step of a captured run.
 
 Errors are those of the masks alone, `|o - o*| / |o*|` in fp32 against dense attention, mean over rows and heads.
-Seconds are CPU time of the selection; moving queries, keys and values into tile order, which both need, is measured
-apart and taken off. So is settling the orders of heads, which happens once in a run, however long it is and whether
-masks are reused or not.
+Seconds are those of the selection. Moving queries, keys and values into tile order, which both need, is not counted.
+Nor is settling the orders of heads: that happens once in a run, however long it is and whether masks are reused or not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +24,7 @@ from fastdit.key_orders import OrderedQuery, Selection
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite
 from fastdit.run_memory import RunMemory
+from fastdit.spans import SpanTimer, now, span
 from fastdit.statistics import ReuseRecord
 from fastdit_kernels import block_sparse_attention, gather_tokens
 from fastdit_kernels.bench_machine import describe_machine
@@ -39,6 +38,10 @@ def cached_variants(density: float, refresh_every: int, q_tile: int, kv_tile: in
         "adaptive": lambda: CachedConfig(source=adaptive, refresh_every=refresh_every),
         "adaptive sampled": lambda: CachedConfig(
             source=dataclasses.replace(adaptive, estimator="sampled"), refresh_every=refresh_every
+        ),
+        "adaptive auto pooled": lambda: CachedConfig(
+            source=dataclasses.replace(adaptive, order="auto", complement="auto", estimator="rows"),
+            refresh_every=refresh_every,
         ),
         "exact mass": lambda: CachedConfig(source=adaptive, mass="exact", refresh_every=refresh_every),
         "pyramid": lambda: CachedConfig(
@@ -115,9 +118,9 @@ def follow(run: Sequence[CapturedCall], config: CachedConfig, repeats: int) -> l
             if not found and len(settled.orders):
                 case["settle_seconds"] = max(0.0, first - again)
             q, k, v = _tensors(call)
-            start = time.process_time()
+            start = now()
             exact = F.scaled_dot_product_attention(q, k, v)
-            case["dense_seconds"] = time.process_time() - start
+            case["dense_seconds"] = now() - start
             sides = [("cached", config, reused), ("fresh", fresh, recomputed)]
             # In turns, because the second one finds warm caches.
             for label, one, memory in sides if number % 2 else sides[::-1]:
@@ -144,14 +147,10 @@ def _choose(
     """One selection and its seconds, without those of moving tokens."""
     q, k, v = _tensors(call)
     site = CallSite(call.transformer, call.layer, call.branch, call.step)
-    start = time.process_time()
-    query, chosen, record = choose_tiles(q, k, v, call.grid, config, cache, memory, site)
-    middle = time.process_time()
-    for x, order in ((q, query.order), (k, chosen.order), (v, chosen.order)):
-        gather_tokens(x, order)
-    end = time.process_time()
+    with SpanTimer() as timer, span("selection"):
+        query, chosen, record = choose_tiles(q, k, v, call.grid, config, cache, memory, site)
     assert record is not None, "the cached method keeps records"
-    return middle - start - (end - middle), query, chosen, record
+    return timer.seconds["selection"], query, chosen, record
 
 
 def _error(exact: torch.Tensor, query: OrderedQuery, chosen: Selection, config: CachedConfig) -> tuple[float, float]:

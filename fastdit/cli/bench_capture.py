@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from fastdit.cli.generate import video_settings
 from fastdit.errors import ConfigError
 
 PROMPTS = ("a red circle moving left on a dark background", "a green square moving up on a white background")
+DtypeName = Literal["float32", "float16", "bfloat16"]
 # Two thousand tokens: the smallest size at which fastdit would skip anything.
 TINY_SIZE = "2k"
 
@@ -29,6 +31,8 @@ def capture(
     prompts: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = PROMPTS,
     steps: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     layers: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    heads: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    dtype: DtypeName | None = None,
     video: VideoOptions = DEFAULT_VIDEO,
 ) -> None:
     """Run a model densely and write queries, keys and values of its self-attention to one file.
@@ -39,9 +43,11 @@ def capture(
         prompts: What to show, one run each.
         steps: Denoising steps to keep, from 0; default one early, one in the middle and one late.
         layers: Layers to keep, from 0; default the first, the middle and the last one.
+        heads: Heads to keep of each layer, from 0; default all.
+        dtype: What to store; default what the model computes in.
         video: Arguments of the pipeline call; the bundled model makes about 2,000 tokens by default.
     """
-    calls = capture_calls(model, prompts, steps, layers, video)
+    calls = [_some(call, heads, dtype) for call in capture_calls(model, prompts, steps, layers, video)]
     save_calls(calls, output)
     first = calls[0]
     Console().print(
@@ -76,6 +82,16 @@ def capture_calls(
             generate(pipe, setting, "capture")
         calls += probe.calls
     return calls
+
+
+def _some(call: CapturedCall, heads: Sequence[int], dtype: DtypeName | None) -> CapturedCall:
+    """Some heads of a call, stored as `dtype`."""
+    total = call.query.shape[0]
+    chosen = _chosen("heads", heads, total, list(range(total)))
+    stored = call.query.dtype if dtype is None else getattr(torch, dtype)
+    return dataclasses.replace(
+        call, **{name: getattr(call, name)[chosen].to(stored) for name in ("query", "key", "value")}
+    )
 
 
 def _chosen(name: str, given: Sequence[int], total: int, default: list[int]) -> list[int]:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from fastdit.capture import load_calls
 from fastdit.cli import main
@@ -16,9 +17,24 @@ def test_it_writes_a_file_of_chosen_calls(model_folder, tmp_path, capsys):
     assert not calls[0].query.equal(calls[2].query)
 
 
+def test_it_keeps_chosen_heads_in_fewer_bytes(model_folder, tmp_path):
+    whole, small = tmp_path / "heads.pt", tmp_path / "small.pt"
+    words = ["bench", "capture", f"--model={model_folder}", *SMALL, "--prompts", "dance", "--steps", "0"]
+    assert main([*words, f"--output={whole}"]) == 0
+    assert main([*words, f"--output={small}", "--heads", "1", "--dtype", "float16"]) == 0
+    for all_heads, one in zip(load_calls(whole), load_calls(small), strict=True):
+        assert one.key.dtype == torch.float16
+        assert torch.equal(one.key, all_heads.key[1:].half())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--steps", "3"], "from 0 to 2"), (["--layers", "2"], "from 0 to 1")],
+    [
+        (["--steps", "3"], "from 0 to 2"),
+        (["--layers", "2"], "from 0 to 1"),
+        (["--heads", "2"], "from 0 to 1"),
+        (["--dtype", "int8"], "float16"),
+    ],
 )
 def test_bad_input_is_one_clear_line(model_folder, tmp_path, capsys, words, message):
     output = tmp_path / "heads.pt"

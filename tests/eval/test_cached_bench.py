@@ -31,7 +31,7 @@ def small(density=0.3, refresh_every=3):
 
 def test_masks_of_a_run_that_stands_still_lose_nothing(rng):
     report = run_cached_bench(run_of(rng, range(2, 7), 0.0), small(), repeats=1)
-    assert set(report["summary"]) == {"adaptive", "adaptive sampled", "exact mass", "pyramid"}
+    assert set(report["summary"]) == {"adaptive", "adaptive sampled", "adaptive auto pooled", "exact mass", "pyramid"}
     for row in report["summary"].values():
         assert row["error_ratio"] == pytest.approx(1.0, abs=1e-4)
         assert row["fresh_error"] > 0.1
