@@ -20,11 +20,23 @@ def _load_rows(source, row, real, columns, dim):
 
 
 @triton.jit
-def _products(query, q, row, real, key, column, listed, dim, block_dim: tl.constexpr, slice_dim: tl.constexpr):
+def _products(
+    query,
+    q,
+    row,
+    real,
+    key,
+    column,
+    listed,
+    dim,
+    block_dim: tl.constexpr,
+    slice_dim: tl.constexpr,
+    precision: tl.constexpr,
+):
     """Inner products of rows and keys; `q` holds the rows if they are taken whole."""
     if slice_dim == block_dim:
         k = _load_rows(key, column, listed, tl.arange(0, block_dim), dim)
-        products = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+        products = tl.dot(q, tl.trans(k), input_precision=precision)
     else:
         # fp32 takes three passes of tf32: whole rows of 128 would spill thousands of bytes.
         products = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
@@ -32,7 +44,7 @@ def _products(query, q, row, real, key, column, listed, dim, block_dim: tl.const
             columns = start + tl.arange(0, slice_dim)
             part = _load_rows(query, row, real, columns, dim)
             k = _load_rows(key, column, listed, columns, dim)
-            products = tl.dot(part, tl.trans(k), products, input_precision="tf32x3")
+            products = tl.dot(part, tl.trans(k), products, input_precision=precision)
     return products
 
 
@@ -50,6 +62,7 @@ def lse_kernel(
     block_n: tl.constexpr,
     block_dim: tl.constexpr,
     slice_dim: tl.constexpr,
+    precision: tl.constexpr,
 ):
     """Program `(i, b H + h)`: `lse = ln sum_k e^(scale q . k + bias)` of `block_m` rows, in one pass over the keys."""
     head = tl.program_id(1).to(tl.int64)
@@ -64,7 +77,9 @@ def lse_kernel(
     for start in range(0, k_rows, block_n):
         column = start + tl.arange(0, block_n)
         bias = tl.load(key_bias + column, mask=column < k_rows, other=float("-inf"))
-        products = _products(query, q, row, row < q_rows, key, column, column < k_rows, dim, block_dim, slice_dim)
+        products = _products(
+            query, q, row, row < q_rows, key, column, column < k_rows, dim, block_dim, slice_dim, precision
+        )
         scores = products * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
         risen = tl.maximum(highest, tl.max(scores, 1))
         # While a row has only seen keys of bias -inf, every difference would be nan.
@@ -94,6 +109,7 @@ def mass_kernel(
     block_n: tl.constexpr,
     block_dim: tl.constexpr,
     slice_dim: tl.constexpr,
+    precision: tl.constexpr,
 ):
     """Program `(i, b H + h)`: mass of `block_m / q_group` query tiles on all key tiles.
 
@@ -117,7 +133,7 @@ def mass_kernel(
         column = tile * kv_tile + slot % kv_group
         listed = (slot % kv_group < kv_tile) & (tile < k_tiles)
         bias = tl.load(key_bias + column, mask=listed, other=float("-inf"))
-        products = _products(query, q, row, real, key, column, listed, dim, block_dim, slice_dim)
+        products = _products(query, q, row, real, key, column, listed, dim, block_dim, slice_dim, precision)
         scores = products * (scale * LOG2_E) + (bias * LOG2_E)[None, :]
         share = tl.exp2(scores - level[:, None])
         if q_group == block_m and kv_group == block_n:
@@ -152,6 +168,7 @@ def row_lse(query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor, scal
             lse_kernel[(triton.cdiv(query.shape[2], MIN_BLOCK), query.shape[0] * query.shape[1])](
                 query, key, key_bias, lse, query.shape[2], key.shape[2], query.shape[3], scale,
                 block_m=MIN_BLOCK, block_n=MIN_BLOCK, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
+                precision=product_precision(),
                 num_warps=4, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
     return lse
@@ -180,9 +197,19 @@ def sum_mass(
                 query, key, key_bias, lse, mass, q_tiles, k_tiles, dim, scale,
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
                 block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
+                precision=product_precision(),
                 num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
     return mass
+
+
+def product_precision() -> str:
+    """`input_precision` of products: for fp32 three of TF32, or fp32 itself on AMD, where Triton has no such thing."""
+    try:
+        backend = triton.runtime.driver.active.get_current_target().backend
+    except RuntimeError:  # the interpreter needs no GPU
+        return "tf32x3"
+    return "ieee" if backend == "hip" else "tf32x3"
 
 
 def _slice_dim(query: torch.Tensor, block_dim: int) -> int:

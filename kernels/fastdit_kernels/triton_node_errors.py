@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fastdit_kernels.tile_layout import TileLayout
-from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim
+from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim, product_precision
 
 BLOCK_M = 64
 BLOCK_N = 64
@@ -41,6 +41,7 @@ def row_statistics_kernel(
     block_n: tl.constexpr,
     block_dim: tl.constexpr,
     slice_dim: tl.constexpr,
+    precision: tl.constexpr,
 ):
     """Program `(i, g)`: base-2 log-sum-exp and length of the output of `block_m` rows, in one pass over the keys."""
     head = tl.program_id(1).to(tl.int64)
@@ -58,7 +59,7 @@ def row_statistics_kernel(
     for start in range(0, num_keys, block_n):
         column = start + tl.arange(0, block_n)
         inside = column < num_keys
-        products = _products(rows, q, row, row < num_rows, key, column, inside, dim, block_dim, slice_dim)
+        products = _products(rows, q, row, row < num_rows, key, column, inside, dim, block_dim, slice_dim, precision)
         scores = tl.where(inside[None, :], products * (scale * LOG2_E), float("-inf"))
         risen = tl.maximum(highest, tl.max(scores, 1))
         weight = tl.exp2(scores - risen[:, None])
@@ -126,6 +127,7 @@ def node_errors_kernel(
     block_m: tl.constexpr,
     block_dim: tl.constexpr,
     slice_dim: tl.constexpr,
+    precision: tl.constexpr,
 ):
     """Program `(i, j, g)`: errors of `block_m / q_group` query tiles on `steps` tiles and all nodes above them."""
     head = tl.program_id(2).to(tl.int64)
@@ -157,7 +159,7 @@ def node_errors_kernel(
     for number in range(first, tl.minimum(first + steps, tiles)):
         column = number * tile + tl.arange(0, tile)
         inside = column < length
-        products = _products(rows, q, row, real, key, column, inside, dim, block_dim, slice_dim)
+        products = _products(rows, q, row, real, key, column, inside, dim, block_dim, slice_dim, precision)
         scores = products * (scale * LOG2_E)
         v = _load_rows(value, column, inside, lane, value_columns)
         # Never above one, but on padding, where a score of 0 could be far above the others.
@@ -200,6 +202,7 @@ def pyramid_errors(
         "block_m": BLOCK_M,
         "block_dim": block_dim,
         "slice_dim": _slice_dim(rows, block_dim),
+        "precision": product_precision(),
         "num_stages": 2,
         "enable_fp_fusion": True,
     }

@@ -21,7 +21,12 @@ from fastdit_kernels import (
 
 LAYOUT = TileLayout((4 * 64 - 3, 20), 64, 7)
 CARDS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
-IN_CI = {("sm_80", "bfloat16", 128), ("sm_90", "bfloat16", 128), ("sm_90", "float32", 128)}
+IN_CI = {
+    ("sm_80", "bfloat16", 128),
+    ("sm_90", "bfloat16", 128),
+    ("sm_90", "float32", 128),
+    ("gfx942", "bfloat16", 128),
+}
 ROWS = [
     (card, dtype, dim) for card in CARDS for dtype in ("bfloat16", "float16", "float32") for dim in (32, 64, 96, 128)
 ]
