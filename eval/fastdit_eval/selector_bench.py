@@ -6,15 +6,19 @@ and heads. `recall` is the share of true softmax mass on tokens that are represe
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdit.recall import recall_given_lse
+from fastdit.search.identity import fingerprint
 from fastdit_eval.attention_heads import AttentionHeads
+from fastdit_eval.case_log import CaseLog
 from fastdit_eval.selection_flops import matmul_flops
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_methods import method_selectors
@@ -38,6 +42,7 @@ def run_selector_bench(
     repeats: int = 3,
     selectors: Sequence[Selector] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    log_path: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every selector on every group of heads at every density.
 
@@ -49,25 +54,37 @@ def run_selector_bench(
         repeats: Timed runs of each selection; the median counts.
         selectors: What to measure; default all registered methods and all baselines.
         progress: Called with cases done, cases in all and the name of the group.
+        log_path: File in which finished cases are kept; a measurement that was stopped goes on with the next ones. It
+            is removed at the end.
 
     Returns:
         Plain data: environment, settings, selectors, and one entry for each group, selector and density.
+
+    Raises:
+        ConfigError: The file holds cases of other settings.
     """
     chosen = [*method_selectors(), *BASELINES] if selectors is None else list(selectors)
+    environment = describe_machine(torch.device("cpu"))
+    settings = {"q_tile": q_tile, "kv_tile": kv_tile, "densities": list(densities), "repeats": repeats}
+    lasting = {name: value for name, value in environment.items() if name != "load_average"}
+    log = CaseLog(log_path, {"environment": lasting, **settings})
     cases: list[dict[str, Any]] = []
     shapes = {}
     total = len(groups) * len(chosen) * len(densities)
     for make in groups:
         task = SelectorTask(make(), q_tile, kv_tile)
-        task.prepare()
+        heads = task.heads
+        tensors = fingerprint([heads.query, heads.key, heads.value])
         shapes[task.heads.name] = {"shape": list(task.heads.query.shape), "grid": vars(task.grid)}
         for selector in chosen:
             if progress is not None:
                 progress(len(cases), total, task.heads.name)
-            cases += [measure(task, selector, density, repeats) for density in densities]
+            key = json.dumps([heads.name, vars(heads.grid), tensors, selector.name, selector.source])
+            cases += log.get(key, partial(_measure_all, task, selector, densities, repeats))
+    log.remove()
     return {
-        "environment": describe_machine(torch.device("cpu")),
-        "settings": {"q_tile": q_tile, "kv_tile": kv_tile, "densities": list(densities), "repeats": repeats},
+        "environment": environment,
+        "settings": settings,
         "groups": shapes,
         "selectors": [{"name": s.name, "kind": s.kind, "source": s.source} for s in chosen],
         "cases": cases,
@@ -75,8 +92,15 @@ def run_selector_bench(
     }
 
 
+def _measure_all(
+    task: SelectorTask, selector: Selector, densities: Sequence[float], repeats: int
+) -> list[dict[str, Any]]:
+    return [measure(task, selector, density, repeats) for density in densities]
+
+
 def measure(task: SelectorTask, selector: Selector, density: float, repeats: int) -> dict[str, Any]:
     """One entry of the report: a selector on one group at one density."""
+    task.prepare()
     target = task.tiles_at(density) / task.kv_layout.num_tiles
     knob = target if selector.knob is None else bisect_knob(task, selector, target)
     select = partial(selector.select, task, knob, target)

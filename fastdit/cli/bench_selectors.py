@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FULL_GRID, FULL_TILES = (7, 18, 22), (128, 64)
 QUICK_GRID, QUICK_TILES = (5, 12, 16), (64, 32)
 QUICK_DENSITIES = (0.08, 0.15, 0.3)
+# Holds the finished cases of a measurement that was stopped.
+LOG_NAME = "selectors.cases.jsonl"
 KIND_STYLE = {"ours": "bold", "oracle": "cyan", "baseline": ""}
 
 
@@ -47,7 +49,8 @@ def selectors(
 ) -> None:
     """Compare every selector with published ones and with the oracle, at equal density.
 
-    Heads are synthetic with known structure, unless captured ones are asked for.
+    Heads are synthetic with known structure, unless captured ones are asked for. With an output folder a stopped
+    measurement goes on when the command is given again.
 
     Args:
         quick: A small grid, three densities, one head of each family.
@@ -89,6 +92,7 @@ def selectors(
                 kv_tile=kv_tile,
                 repeats=repeats,
                 progress=show,
+                log_path=None if output is None else output / LOG_NAME,
             )
 
     publish_report(

@@ -7,6 +7,7 @@ import torch
 from fastdit import VideoGrid
 from fastdit.capture import CapturedCall, save_calls
 from fastdit.cli import main
+from fastdit_eval.selector_bench import measure
 
 SMALL = ["bench", "selectors", "--quick", "--tiles", "16", "8"]
 
@@ -34,6 +35,29 @@ def test_it_compares_captured_heads_and_prints_tables(tmp_path, capsys):
     assert "layer 5" in printed
     assert "SVG1" in printed
     assert "theirs" in printed
+
+
+def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
+    words = [*SMALL, "--families", "frame", "local", "--grid", "3", "5", "6", "--json", "--output", str(tmp_path)]
+    measured, stop_after = [], 5
+
+    def counted(task, selector, density, repeats):
+        if len(measured) == stop_after:
+            raise KeyboardInterrupt
+        measured.append((task.heads.name, selector.name, density))
+        return measure(task, selector, density, repeats)
+
+    monkeypatch.setattr("fastdit_eval.selector_bench.measure", counted)
+    assert main(words) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["selectors.cases.jsonl"]
+    stop_after = None
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["selectors.json", "selectors.png"]
+    # Selectors are kept when all of their densities are done: three of the first, two of the second.
+    done = [(case["group"], case["selector"], case["asked"]) for case in report["cases"]]
+    assert measured == done[:5] + done[3:]
+    assert main([*words, "--repeats", "2"]) == 0
 
 
 @pytest.mark.parametrize(
