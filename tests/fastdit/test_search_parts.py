@@ -98,17 +98,16 @@ def test_tables_weigh_errors_by_gains_and_costs_by_steps():
 TABLE_MODES = {"dense": "dense", "some": fastdit.AdaptiveConfig(density=0.1, order="auto")}
 
 
-def test_phases_but_the_last_have_the_orders_that_the_first_prompt_settled_on():
-    first, other = (measured([[[0, 1], [0, 2]], [[0, 3], [0, 4]], [[0, 5], [0, 6]]]) for _ in range(2))
-    first["orders_0"] = np.array([[[-1, 4], [-1, 1]], [[-1, 0], [-1, -1]], [[-1, 2], [-1, 3]]])[:, None]
-    modes, ends = list(TABLE_MODES.values()), (0.25, 0.5, 1.0)
-    tables = build_tables([first, other], [1, 1, 1], [ONE], modes, ends, ran(4), CostModel())
-    sparse, mixed = (tables.phase_tables(np.array(c), TABLE_MODES, ends) for c in ([1] * 6, [0, 1] * 3))
+def test_phases_have_the_orders_that_the_first_prompt_settled_on():
+    first, other = measured([[[0, 1], [0, 2]], [[0, 3], [0, 4]]]), measured([[[0, 1], [0, 2]], [[0, 3], [0, 4]]])
+    first["orders_0"] = np.array([[[-1, 4], [-1, 1]], [[-1, 0], [-1, -1]]])[:, None]
+    modes = list(TABLE_MODES.values())
+    tables = build_tables([first, other], [1, 1], [ONE], modes, (0.25, 1.0), ran(4), CostModel())
+    sparse, mixed = (tables.phase_tables(np.array(c), TABLE_MODES, (0.25, 1.0)) for c in ([1, 1, 1, 1], [0, 1, 0, 1]))
     assert sparse[0].orders == (((("gilbert", "score"), ("raster", "raster")),),)
     assert sparse[1].orders == (((("gilbert", "gilbert"), None),),)
     assert mixed[0].orders == (((None, ("raster", "raster")),),)
     assert mixed[1].orders is None
-    assert sparse[2].orders is None
 
 
 def test_a_transformer_that_is_idle_in_a_phase_stays_dense_and_costs_nothing_there():
