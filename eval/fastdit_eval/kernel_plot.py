@@ -45,9 +45,11 @@ def draw_kernel_bench(report: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=7)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    # Not known on every system.
+    load = environment["load_average"] if environment["load_average"] is None else f"{environment['load_average']:.1f}"
     figure.suptitle(
         f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}, "
-        f"load average {environment['load_average']}; medians of {report['repeats']} runs, bars: range of the ratio",
+        f"load average {load}; medians of {report['repeats']} runs, bars: range of the ratio",
         fontsize=9,
     )
     figure.savefig(path, dpi=110, format="png")
