@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastdit.errors import InvalidInputError
+from fastdit.errors import ConfigError, InvalidInputError
 from fastdit.grid import VideoGrid
 from fastdit.layer_slot import ForwardState, LayerSlot
 from fastdit.probe import AttentionProbe
@@ -50,10 +50,20 @@ class AttentionCapture(AttentionProbe):
         pipe: A pipeline that is not enabled.
         steps: Denoising steps; the first CFG branch called in a step is kept.
         layers: Layers to keep; `None` keeps all.
+        heads: Heads to keep of each layer; `None` keeps all.
+        dtype: What is stored; `None` for what the model computes in.
     """
 
-    def __init__(self, pipe: Any, steps: Collection[int], layers: Collection[int] | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        steps: Collection[int],
+        layers: Collection[int] | None = None,
+        heads: Collection[int] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(pipe, steps)
+        self._heads, self._dtype = None if heads is None else sorted(set(heads)), dtype
         self.calls: list[CapturedCall] = []
         self._layers = None if layers is None else frozenset(layers)
 
@@ -64,8 +74,12 @@ class AttentionCapture(AttentionProbe):
     def measure(
         self, slot: LayerSlot, forward: ForwardState, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
-        """Keep the first batch entry of `[B, S, H, D]`."""
-        tensors = (x[0].transpose(0, 1).detach().cpu().contiguous() for x in (query, key, value))
+        """Keep the first batch entry of `[B, S, H, D]`.
+
+        Raises:
+            ConfigError: There is no such head, or values are too large for the type that is to be stored.
+        """
+        tensors = (self._stored(x[0].transpose(0, 1).detach()) for x in (query, key, value))
         self.calls.append(
             CapturedCall(
                 transformer=slot.transformer,
@@ -76,6 +90,18 @@ class AttentionCapture(AttentionProbe):
                 **dict(zip(("query", "key", "value"), tensors, strict=True)),
             )
         )
+
+    def _stored(self, x: torch.Tensor) -> torch.Tensor:
+        if self._heads is not None:
+            if not self._heads or self._heads[0] < 0 or self._heads[-1] >= len(x):
+                raise ConfigError(f"heads={self._heads}: accepted are numbers from 0 to {len(x) - 1}")
+            x = x[self._heads]
+        if self._dtype is None:
+            return x.cpu().contiguous()
+        stored = x.to("cpu", self._dtype).contiguous()
+        if bool((stored.isinf() & x.cpu().isfinite()).any()):
+            raise ConfigError(f"dtype={self._dtype}: values up to {x.abs().max():.3g} do not fit; give bfloat16")
+        return stored
 
 
 def save_calls(calls: Collection[CapturedCall], path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fastdit.errors import ConfigError, OutputError
@@ -28,22 +31,22 @@ class CaseLog:
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.path = path
         self._known: dict[str, Cases] = {}
+        self._head = json.dumps(settings, sort_keys=True)
         if path is None:
             return
-        head = json.dumps(settings, sort_keys=True)
-        whole, _, cut = self._read(path).rpartition("\n")
-        if not whole:
-            self._write(f"{head}\n", "w")
-            return
+        text = self._read(path)
+        whole, newline, cut = text.rpartition("\n")
         first, *rest = whole.split("\n")
-        if first != head:
+        if first != self._head if newline else not self._head.startswith(cut):
             raise ConfigError(
                 f"{path} holds cases of other settings, or of other versions: remove it, or give another output"
             )
-        for entry in map(json.loads, rest):
-            self._known[entry["key"]] = entry["cases"]
+        try:
+            self._known = {entry["key"]: entry["cases"] for entry in map(json.loads, rest)}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path} is damaged: remove it, or give another output") from error
         if cut:
-            self._write(f"{whole}\n", "w")
+            os.truncate(path, len(text.encode()) - len(cut.encode()))
 
     def get(self, key: str, measure: Callable[[], Cases]) -> Cases:
         """The cases of one part, measured unless they are known.
@@ -54,24 +57,21 @@ class CaseLog:
 
         Raises:
             OutputError: The file cannot be written.
+            ValueError: A figure is NaN or infinite, which no report may hold.
         """
         if key not in self._known:
             self._known[key] = measure()
-            if self.path is not None:
-                self._write(json.dumps({"key": key, "cases": self._known[key]}) + "\n", "a")
+            self._append(json.dumps({"key": key, "cases": self._known[key]}, allow_nan=False))
         return self._known[key]
 
-    def remove(self) -> None:
-        """Delete the file: the report has everything."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def _write(self, text: str, mode: str) -> None:
-        assert self.path is not None, "asked where there is a file"
+    def _append(self, line: str) -> None:
+        if self.path is None:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open(mode) as file:
-                file.write(text)
+            with self.path.open("a") as file:
+                # Also where another run into the same folder was done first and removed it.
+                file.write((f"{self._head}\n" if file.tell() == 0 else "") + f"{line}\n")
         except OSError as error:
             raise OutputError(f"{str(self.path)!r} cannot be written: {error}; give a writable folder") from error
 
@@ -83,3 +83,13 @@ class CaseLog:
             return ""
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}; remove it, or give another output") from error
+
+
+def hash_sources(packages: Sequence[ModuleType]) -> str:
+    """SHA-256 of all Python files of some packages: figures of other code are not to be put together."""
+    found = hashlib.sha256()
+    for package in packages:
+        for folder in package.__path__:
+            for path in sorted(Path(folder).rglob("*.py")):
+                found.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
+    return found.hexdigest()

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+import fastdit
+import fastdit_eval
+import fastdit_kernels
 from fastdit.recall import recall_given_lse
 from fastdit.search.identity import fingerprint
 from fastdit_eval.attention_heads import AttentionHeads
-from fastdit_eval.case_log import CaseLog
+from fastdit_eval.case_log import CaseLog, hash_sources
 from fastdit_eval.selection_flops import matmul_flops
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_methods import method_selectors
@@ -54,8 +57,8 @@ def run_selector_bench(
         repeats: Timed runs of each selection; the median counts.
         selectors: What to measure; default all registered methods and all baselines.
         progress: Called with cases done, cases in all and the name of the group.
-        log_path: File in which finished cases are kept; a measurement that was stopped goes on with the next ones. It
-            is removed at the end.
+        log_path: File in which finished cases are kept; a measurement that was stopped goes on with the next ones. To
+            be removed once the report is written.
 
     Returns:
         Plain data: environment, settings, selectors, and one entry for each group, selector and density.
@@ -66,8 +69,9 @@ def run_selector_bench(
     chosen = [*method_selectors(), *BASELINES] if selectors is None else list(selectors)
     environment = describe_machine(torch.device("cpu"))
     settings = {"q_tile": q_tile, "kv_tile": kv_tile, "densities": list(densities), "repeats": repeats}
-    lasting = {name: value for name, value in environment.items() if name != "load_average"}
-    log = CaseLog(log_path, {"environment": lasting, **settings})
+    lasting = {name: value for name, value in environment.items() if name not in ("load_average", "commit")}
+    code = hash_sources([fastdit, fastdit_kernels, fastdit_eval])
+    log = CaseLog(log_path, {"environment": lasting, "code": code, **settings})
     cases: list[dict[str, Any]] = []
     shapes = {}
     total = len(groups) * len(chosen) * len(densities)
@@ -81,7 +85,6 @@ def run_selector_bench(
                 progress(len(cases), total, task.heads.name)
             key = json.dumps([heads.name, vars(heads.grid), tensors, selector.name, selector.source])
             cases += log.get(key, partial(_measure_all, task, selector, densities, repeats))
-    log.remove()
     return {
         "environment": environment,
         "settings": settings,

@@ -47,7 +47,7 @@ def capture(
         dtype: What to store; default what the model computes in.
         video: Arguments of the pipeline call; the bundled model makes about 2,000 tokens by default.
     """
-    calls = [_some(call, heads, dtype) for call in capture_calls(model, prompts, steps, layers, video)]
+    calls = capture_calls(model, prompts, steps, layers, video, heads, dtype)
     save_calls(calls, output)
     first = calls[0]
     Console().print(
@@ -57,7 +57,13 @@ def capture(
 
 
 def capture_calls(
-    model: str, prompts: Sequence[str], steps: Sequence[int], layers: Sequence[int], video: VideoOptions
+    model: str,
+    prompts: Sequence[str],
+    steps: Sequence[int],
+    layers: Sequence[int],
+    video: VideoOptions,
+    heads: Sequence[int] = (),
+    dtype: DtypeName | None = None,
 ) -> list[CapturedCall]:
     """The calls that `capture` keeps; arguments are its own."""
     from fastdit_pipelines.bundled_models import BUNDLED_MODELS
@@ -76,22 +82,13 @@ def capture_calls(
     chosen_steps = _chosen("steps", steps, total, [total // 5, total // 2, total * 9 // 10])
     depth = min(len(find_adapter(module).sites(module)) for _, module in find_transformers(pipe))
     chosen_layers = _chosen("layers", layers, depth, [0, depth // 2, depth - 1])
+    stored = None if dtype is None else getattr(torch, dtype)
     calls: list[CapturedCall] = []
     for setting in settings:
-        with AttentionCapture(pipe, chosen_steps, chosen_layers) as probe:
+        with AttentionCapture(pipe, chosen_steps, chosen_layers, heads or None, stored) as probe:
             generate(pipe, setting, "capture")
         calls += probe.calls
     return calls
-
-
-def _some(call: CapturedCall, heads: Sequence[int], dtype: DtypeName | None) -> CapturedCall:
-    """Some heads of a call, stored as `dtype`."""
-    total = call.query.shape[0]
-    chosen = _chosen("heads", heads, total, list(range(total)))
-    stored = call.query.dtype if dtype is None else getattr(torch, dtype)
-    return dataclasses.replace(
-        call, **{name: getattr(call, name)[chosen].to(stored) for name in ("query", "key", "value")}
-    )
 
 
 def _chosen(name: str, given: Sequence[int], total: int, default: list[int]) -> list[int]:

@@ -83,6 +83,8 @@ def selectors(
     else:
         groups = _synthetic(families, grid or (QUICK_GRID if quick else FULL_GRID), check, 1 if quick else 2)
 
+    log_path = None if output is None else output / LOG_NAME
+
     def measure() -> dict[str, Any]:
         with show_progress("selectors") as show:
             return run_selector_bench(
@@ -92,12 +94,14 @@ def selectors(
                 kv_tile=kv_tile,
                 repeats=repeats,
                 progress=show,
-                log_path=None if output is None else output / LOG_NAME,
+                log_path=log_path,
             )
 
     publish_report(
         measure, _print_tables, name="selectors", output=output, json_output=json_output, draw=draw_selector_bench
     )
+    if log_path is not None:
+        log_path.unlink(missing_ok=True)
 
 
 def _synthetic(

@@ -23,8 +23,10 @@ def test_it_keeps_chosen_heads_in_fewer_bytes(model_folder, tmp_path):
     assert main([*words, f"--output={whole}"]) == 0
     assert main([*words, f"--output={small}", "--heads", "1", "--dtype", "float16"]) == 0
     for all_heads, one in zip(load_calls(whole), load_calls(small), strict=True):
-        assert one.key.dtype == torch.float16
-        assert torch.equal(one.key, all_heads.key[1:].half())
+        for name in ("query", "key", "value"):
+            kept = getattr(one, name)
+            assert kept.dtype == torch.float16
+            assert torch.equal(kept, getattr(all_heads, name)[1:].half())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,16 @@ def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
     assert main(words) != 0
     assert [path.name for path in tmp_path.iterdir()] == ["selectors.cases.jsonl"]
     stop_after = None
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastdit_eval.selector_plot.draw_selector_bench", fails)
+        assert main(words) != 0
+    in_all = len(measured)
     assert main(words) == 0
+    assert len(measured) == in_all
     report = json.loads(capsys.readouterr().out)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["selectors.json", "selectors.png"]
     # Selectors are kept when all of their densities are done: three of the first, two of the second.

@@ -20,6 +20,18 @@ def watch(seen):
     return attention
 
 
+def test_values_that_the_stored_type_cannot_hold_are_refused(tiny_wan, run):
+    attention = tiny_wan.transformer.blocks[1].attn1
+    with torch.no_grad():
+        attention.to_v.weight.mul_(1e9)
+    with pytest.raises(ConfigError, match="float16.*bfloat16"), AttentionCapture(tiny_wan, [1], dtype=torch.float16):
+        run(tiny_wan)
+    with AttentionCapture(tiny_wan, [1], [1], [1], torch.bfloat16) as probe:
+        run(tiny_wan)
+    assert probe.calls[0].value.shape[0] == 1
+    assert probe.calls[0].value.abs().max() > 65_504
+
+
 def test_it_keeps_what_the_dense_layers_saw(tiny_wan, run, monkeypatch):
     before = [block.attn1.processor for block in tiny_wan.transformer.blocks]
     plain = run(tiny_wan)
