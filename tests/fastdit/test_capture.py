@@ -24,7 +24,7 @@ def test_values_that_the_stored_type_cannot_hold_are_refused(tiny_wan, run):
     attention = tiny_wan.transformer.blocks[1].attn1
     with torch.no_grad():
         attention.to_v.weight.mul_(1e9)
-    with pytest.raises(ConfigError, match="float16.*bfloat16"), AttentionCapture(tiny_wan, [1], dtype=torch.float16):
+    with pytest.raises(ConfigError, match=r"float16.*bfloat16"), AttentionCapture(tiny_wan, [1], dtype=torch.float16):
         run(tiny_wan)
     with AttentionCapture(tiny_wan, [1], [1], [1], torch.bfloat16) as probe:
         run(tiny_wan)
