@@ -30,8 +30,8 @@ def _pool_rows(
             source, target, row * 2 + 1, columns, dim, length, stride_s, stride_d, pair, bases, level - 1, tile
         )
     else:
-        # Unrolling 64 loads takes half a minute to compile and spills, 8 still spill fp32 on some cards; `pair` is 2, but
-        # the compiler cannot know.
+        # Unrolling 64 loads takes half a minute to compile and spills, 8 still spill fp32 on some cards.
+        # `pair` is 2, but the compiler cannot know.
         total = tl.zeros([row.shape[0], columns.shape[0]], tl.float32)
         for half in range(pair):
             total += _pool_rows(
