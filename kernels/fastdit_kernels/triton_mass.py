@@ -190,6 +190,8 @@ def sum_mass(
     mass = torch.empty((batch, heads, q_tiles, k_tiles), dtype=torch.float32, device=query.device)
     q_group, kv_group = triton.next_power_of_2(q_tile), triton.next_power_of_2(kv_tile)
     block_m, block_n = max(q_group, MIN_BLOCK), max(kv_group, MIN_BLOCK)
+    # With two stages 3 registers spill there.
+    num_stages = 3 if query.dtype == torch.float32 and dim <= 32 and compiled_for() == "sm_120" else 2
     block_dim = max(16, triton.next_power_of_2(dim))
     if mass.numel() > 0:
         with torch.cuda.device_of(query):
@@ -198,18 +200,24 @@ def sum_mass(
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
                 block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
                 precision=product_precision(),
-                num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=2, enable_fp_fusion=True,
+                num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=num_stages,
+                enable_fp_fusion=True,
             )  # fmt: skip
     return mass
 
 
+def compiled_for() -> str:
+    """Card that kernels are compiled for, e.g. `"sm_90"` or `"gfx942"`; empty in the interpreter."""
+    try:
+        target = triton.runtime.driver.active.get_current_target()
+    except RuntimeError:  # the interpreter needs no GPU
+        return ""
+    return str(target.arch) if target.backend == "hip" else f"sm_{target.arch}"
+
+
 def product_precision() -> str:
     """`input_precision` of products: for fp32 three of TF32, or fp32 itself on AMD, where Triton has no such thing."""
-    try:
-        backend = triton.runtime.driver.active.get_current_target().backend
-    except RuntimeError:  # the interpreter needs no GPU
-        return "tf32x3"
-    return "ieee" if backend == "hip" else "tf32x3"
+    return "ieee" if compiled_for().startswith("gfx") else "tf32x3"
 
 
 def _slice_dim(query: torch.Tensor, block_dim: int) -> int:

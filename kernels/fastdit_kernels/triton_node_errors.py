@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 
 from fastdit_kernels.tile_layout import TileLayout
-from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim, product_precision
+from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim, compiled_for, product_precision
 
 BLOCK_M = 64
 BLOCK_N = 64
 # Columns of projected values and mass, padded; a product of matrices takes at least 16.
 BLOCK_VALUE = tl.constexpr(16)
+# Columns of 16-bit queries that a program on sm_120 can hold.
+BLOCK_DIM_SM_120 = 64
 # Tiles of level 0 a program of the second pass streams, unless a node of the coarsest level has more.
 TILES_AT_ONCE = 32
 
@@ -197,22 +199,22 @@ def pyramid_errors(
     # Query tiles last: one store then is one piece of memory.
     use, drop = (rows.new_empty((groups, count, q_tiles), dtype=torch.float32) for count in (nodes - tiles, nodes))
     block_dim = max(16, triton.next_power_of_2(dim))
+    q_group = triton.next_power_of_2(samples)
+    block_m, num_warps, slice_dim = _blocks(rows, q_group, layout.tile, block_dim)
     common = {
         "value_columns": value.shape[2],
-        "block_m": BLOCK_M,
+        "block_m": block_m,
         "block_dim": block_dim,
-        "slice_dim": _slice_dim(rows, block_dim),
+        "slice_dim": slice_dim,
         "precision": product_precision(),
         "num_stages": 2,
         "enable_fp_fusion": True,
     }
     if drop.numel() > 0:
-        q_group, steps = triton.next_power_of_2(samples), max(TILES_AT_ONCE, 1 << (layout.num_levels - 1))
-        # Two sums per level are held in registers: wide products need more of them.
-        num_warps = 8 if layout.tile > BLOCK_N or rows.dtype == torch.float32 else 4
-        grid = triton.cdiv(q_tiles, BLOCK_M // q_group), triton.cdiv(tiles, steps), groups
+        steps = max(TILES_AT_ONCE, 1 << (layout.num_levels - 1))
+        grid = triton.cdiv(q_tiles, block_m // q_group), triton.cdiv(tiles, steps), groups
         with torch.cuda.device_of(rows):
-            row_statistics_kernel[(triton.cdiv(q_tiles * samples, BLOCK_M), groups)](
+            row_statistics_kernel[(triton.cdiv(q_tiles * samples, block_m), groups)](
                 rows, key, value, lse, size, q_tiles * samples, key.shape[1], dim, scale,
                 block_n=BLOCK_N, num_warps=4, **common,
             )  # fmt: skip
@@ -225,3 +227,18 @@ def pyramid_errors(
     by_tile[:, :, :tiles] = 0
     by_tile[:, :, tiles:] = use.transpose(1, 2)
     return by_tile, drop.transpose(1, 2).contiguous()
+
+
+def _blocks(rows: torch.Tensor, q_group: int, tile: int, block_dim: int) -> tuple[int, int, int]:
+    """Rows of a program, warps of the second pass, and columns of queries that are multiplied at once.
+
+    Two sums per level are held in registers, so wide products need more warps. On sm_120 ptxas spills where it does not
+    on other cards: there fewer rows (fp32), or queries that are read again, are what leaves room.
+    """
+    slice_dim, is_fp32 = _slice_dim(rows, block_dim), rows.dtype == torch.float32
+    num_warps = 8 if tile > BLOCK_N or is_fp32 else 4
+    if compiled_for() != "sm_120":
+        return BLOCK_M, num_warps, slice_dim
+    if is_fp32:
+        return max(BLOCK_M // 2, q_group), num_warps, slice_dim
+    return (BLOCK_M, 8, BLOCK_DIM_SM_120) if block_dim > BLOCK_DIM_SM_120 else (BLOCK_M, num_warps, slice_dim)

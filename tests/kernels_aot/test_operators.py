@@ -25,6 +25,8 @@ IN_CI = {
     ("sm_80", "bfloat16", 128),
     ("sm_90", "bfloat16", 128),
     ("sm_90", "float32", 128),
+    ("sm_120", "bfloat16", 128),
+    ("sm_120", "float32", 32),
     ("gfx942", "bfloat16", 128),
 }
 ROWS = [

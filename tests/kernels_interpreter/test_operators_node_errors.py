@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdit_kernels import KernelUnavailableError, TileLayout, pyramid_errors
+from fastdit_kernels import KernelUnavailableError, TileLayout, pyramid_errors, triton_node_errors
 
 # Relative to the largest error of a level. Weights and values of 16-bit inputs are rounded to bf16.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -50,6 +50,17 @@ def check(rows, key, value, layout, tolerance=None, **settings):
 def test_errors_match_the_twin(segments, tile, num_levels, rng):
     """Ragged last runs and tiles, one tile, nodes over parts of a program and over several, text."""
     check(*inputs(segments, rng), TileLayout(segments, tile, num_levels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "samples"),
+    [(torch.bfloat16, 72, 4), (torch.float16, 128, 4), (torch.float32, 40, 4), (torch.float32, 24, 64)],
+)
+def test_smaller_programs_for_sm_120_match_the_twin(dtype, dim, samples, rng, monkeypatch):
+    """Queries in slices, and half of the rows unless one query tile takes more."""
+    monkeypatch.setattr(triton_node_errors, "compiled_for", lambda: "sm_120")
+    layout = TileLayout((230, 20), 64, 4)
+    check(*inputs(layout.segments, rng, dtype, tiles=9, samples=samples, dim=dim), layout)
 
 
 @pytest.mark.parametrize(("samples", "tiles"), [(1, 70), (3, 17), (16, 5)])
