@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from fastdit_kernels.bench_machine import machine_line
+
 COLOURS = {
     "dense": "black",
     "adaptive": "tab:blue",
@@ -30,11 +32,10 @@ def draw_growth_bench(report: dict[str, Any], path: Path) -> None:
     _draw(panels[0], report, "seconds", "seconds of the operator", 1.0)
     _draw(panels[1], report, "select_seconds", "seconds of the selection in it", 1.0)
     _draw(panels[2], report, "peak_bytes", "peak memory over the inputs, MB", 1e-6)
-    environment, settings = report["environment"], report["settings"]
+    settings = report["settings"]
     figure.suptitle(
         f"one layer of {settings['heads']} heads x {settings['head_dim']}, density {settings['density']:g}, "
-        f"{settings['dtype']}; {environment['device']}, {environment['threads']} thread(s), torch "
-        f"{environment['torch']}, load average {environment['load_average']:.1f}; medians of {settings['repeats']}",
+        f"{settings['dtype']}; {machine_line(report['environment'], with_load=True)}; medians of {settings['repeats']}",
         fontsize=9,
     )
     figure.savefig(path, dpi=110, format="png")

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastdit_kernels.bench_machine import machine_line
+
 # Published dense forward figures: (head_dim, TFLOPS, what, card, source). Not measured here.
 PUBLISHED = (
     (64, 497, "FA3 fp16", "H100 SXM", "flash-attention README, 16k"),
@@ -45,11 +47,8 @@ def draw_kernel_bench(report: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=7)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    # Not known on every system.
-    load = environment["load_average"] if environment["load_average"] is None else f"{environment['load_average']:.1f}"
     figure.suptitle(
-        f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}, "
-        f"load average {load}; medians of {report['repeats']} runs, bars: range of the ratio",
+        f"{machine_line(environment, with_load=True)}; medians of {report['repeats']} runs, bars: range of the ratio",
         fontsize=9,
     )
     figure.savefig(path, dpi=110, format="png")

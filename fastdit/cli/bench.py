@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fastdit.cli.bench_report import publish_report, show_progress
 from fastdit.validation import check_choice, check_count, check_fraction
+from fastdit_kernels.bench_machine import machine_line
 
 app = App(name="bench", help="Measure on this machine what sparse attention gains and loses.")
 app.command("fastdit.cli.bench_cached:cached", name="cached")
@@ -89,8 +90,7 @@ def _print_table(report: dict[str, Any]) -> None:
         groups.setdefault(f"{case['model']}, {case['dtype']}, against {case['best_dense']}", []).append(case)
     for heading, cases in groups.items():
         console.print(_table(heading, cases))
-    environment = report["environment"]
-    console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
+    console.print(machine_line(report["environment"]))
     console.print("Speed-up: median of paired runs against the best dense kernel. Of dense: speed over kept tiles.")
     console.print("select, gather, pool: share of the sparse call with all three.")
 

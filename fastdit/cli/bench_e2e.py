@@ -16,6 +16,7 @@ from fastdit.cli.bench_report import publish_report
 from fastdit.environment import describe_environment
 from fastdit.search.cards import recognise_card
 from fastdit.validation import check_choice, check_count, check_fraction
+from fastdit_kernels.bench_machine import machine_line
 
 if TYPE_CHECKING:
     from fastdit_eval.e2e_bench import ModelTask
@@ -205,8 +206,7 @@ def print_tables(report: dict[str, Any]) -> None:
             f"dense: {run['dense_backend']['name']}; alone {dense['operator_kernel']}; attention "
             f"{dense['attention_share']:.0%} of a step, {dense['tokens_per_second']:,.0f} tokens/s"
         )
-    environment = report["environment"]
-    console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
+    console.print(machine_line(report["environment"]))
     console.print("step, attn: times as fast as dense, attn alone with its selection. sel, move: shares of attn.")
     console.print("run: projected from the steps, 20 % of them and layer 0 dense. forecast: of attn, before it ran.")
 

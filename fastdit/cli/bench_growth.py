@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fastdit.cli.bench_report import publish_report, show_progress
 from fastdit.validation import check_choice, check_count, check_fraction
+from fastdit_kernels.bench_machine import machine_line
 
 TOKENS = (2048, 4096, 8192, 16384, 32768)
 QUICK_TOKENS = (2048, 4096)
@@ -90,7 +91,7 @@ def growth(
 
 def _print_tables(report: dict[str, Any]) -> None:
     console = Console()
-    settings, environment = report["settings"], report["environment"]
+    settings = report["settings"]
     columns = ("tokens", "method", "density", "seconds", "x dense", "select", "move", "alone", "MB")
     title = f"{settings['heads']} heads x {settings['head_dim']}, density {settings['density']:g}, {settings['dtype']}"
     table = Table(*columns, title=title)
@@ -105,6 +106,6 @@ def _print_tables(report: dict[str, Any]) -> None:
     for name, exponents in report["exponents"].items():
         found = {key: value for key, value in exponents.items() if value is not None}
         console.print(f"{name}: " + ", ".join(f"{key} ~ tokens^{value:.2f}" for key, value in found.items()))
-    console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
+    console.print(machine_line(report["environment"]))
     console.print("select, move: shares of the operator. alone: seconds of a call that settles orders anew.")
     console.print("MB: peak of torch's allocator over the inputs.")

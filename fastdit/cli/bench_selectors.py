@@ -20,6 +20,7 @@ from fastdit.cli.call_options import DEFAULT_VIDEO
 from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.validation import check_choice, check_count
+from fastdit_kernels.bench_machine import machine_line
 
 if TYPE_CHECKING:
     from fastdit_eval.attention_heads import AttentionHeads
@@ -129,8 +130,7 @@ def _print_tables(report: dict[str, Any]) -> None:
     asked = report["settings"]["densities"]
     console.print(_mean_table(report, asked))
     console.print(_group_table(report, asked[len(asked) // 2]))
-    environment = report["environment"]
-    console.print(f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}")
+    console.print(machine_line(report["environment"]))
     console.print("Error: |o - o*| / |o*| against dense attention, mean over rows. -: the density cannot be reached.")
     console.print("select: time of the selection as a share of PyTorch's dense attention, median.")
     console.print("FLOPs: likewise those of the matrix products alone.")

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "load_average": load[0],
         "commit": _output(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
     }
+
+
+def machine_line(environment: Mapping[str, Any], *, with_load: bool = False) -> str:
+    """Device, threads and version of torch in words, for under a table or a plot.
+
+    Args:
+        environment: By `describe_machine`.
+        with_load: Also say how busy the machine was.
+    """
+    line = f"{environment['device']}, {environment['threads']} thread(s), torch {environment['torch']}"
+    if not with_load:
+        return line
+    load = environment["load_average"]
+    return f"{line}, load average {'unknown' if load is None else f'{load:.1f}'}"
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from fastdit_kernels.triton_target import compiled_for, product_precision
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 MIN_BLOCK = 64
 # Columns of fp32 rows multiplied at once.
@@ -168,7 +170,7 @@ def row_lse(query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor, scal
             lse_kernel[(triton.cdiv(query.shape[2], MIN_BLOCK), query.shape[0] * query.shape[1])](
                 query, key, key_bias, lse, query.shape[2], key.shape[2], query.shape[3], scale,
                 block_m=MIN_BLOCK, block_n=MIN_BLOCK, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
-                precision=product_precision(),
+                precision=product_precision(compiled_for()),
                 num_warps=4, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
     return lse
@@ -199,25 +201,11 @@ def sum_mass(
                 query, key, key_bias, lse, mass, q_tiles, k_tiles, dim, scale,
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
                 block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
-                precision=product_precision(),
+                precision=product_precision(compiled_for()),
                 num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=num_stages,
                 enable_fp_fusion=True,
             )  # fmt: skip
     return mass
-
-
-def compiled_for() -> str:
-    """Card that kernels are compiled for, e.g. `"sm_90"` or `"gfx942"`; empty in the interpreter."""
-    try:
-        target = triton.runtime.driver.active.get_current_target()
-    except RuntimeError:  # the interpreter needs no GPU
-        return ""
-    return str(target.arch) if target.backend == "hip" else f"sm_{target.arch}"
-
-
-def product_precision() -> str:
-    """`input_precision` of products: for fp32 three of TF32, or fp32 itself on AMD, where Triton has no such thing."""
-    return "ieee" if compiled_for().startswith("gfx") else "tf32x3"
 
 
 def _slice_dim(query: torch.Tensor, block_dim: int) -> int:

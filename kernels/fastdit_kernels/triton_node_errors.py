@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from fastdit_kernels.tile_layout import TileLayout
-from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim, compiled_for, product_precision
+from fastdit_kernels.triton_mass import LOG2_E, _load_rows, _products, _slice_dim
+from fastdit_kernels.triton_target import compiled_for, product_precision
 
 BLOCK_M = 64
 BLOCK_N = 64
@@ -206,7 +207,7 @@ def pyramid_errors(
         "block_m": block_m,
         "block_dim": block_dim,
         "slice_dim": slice_dim,
-        "precision": product_precision(),
+        "precision": product_precision(compiled_for()),
         "num_stages": 2,
         "enable_fp_fusion": True,
     }

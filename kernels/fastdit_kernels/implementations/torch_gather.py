@@ -89,17 +89,15 @@ def attend(
     workspace = _Workspace(kv_tile, k_tiles)
     room, row_bytes = workspace_bytes(query.device, CACHE_BYTES * torch.get_num_threads()), 2 * k_tiles[0].nbytes
     falling, order = lengths.sort(descending=True, stable=True)
-    counted, places = falling.tolist(), order.tolist()
-    flat = flat.index_select(0, order)
+    counted = falling.tolist()
     for rows in bucket_rows(counted, row_bytes, room):
-        width = counted[rows.start]
-        entries, listed = flat[rows.start : rows.stop, :width], None
+        picked, width = order[rows.start : rows.stop], counted[rows.start]
+        entries, listed = flat[picked, :width], None
         if counted[rows.stop - 1] < width:
             listed = torch.arange(width, device=query.device) < falling[rows.start : rows.stop].unsqueeze(1)
             entries = torch.where(listed, entries, 0)
         mask = _key_bias(bias, entries, listed, tiles, kv_tile, query)
-        picked = _together(places[rows.start : rows.stop])
-        queries = q_tiles[picked].unsqueeze(1)
+        queries = q_tiles.index_select(0, picked).unsqueeze(1)
         parts = []
         for start, stop in _pieces(width, row_bytes, room):
             piece = entries[:, start:stop].flatten()
@@ -107,14 +105,9 @@ def attend(
             bias_of_piece = None if mask is None else mask[..., start * kv_tile : stop * kv_tile]
             parts.append(_dense(queries, keys, values, bias_of_piece, scale))
         tile_out, tile_lse = parts[0] if len(parts) == 1 else merge_parts(parts)
-        out[picked], lse[picked] = tile_out.squeeze(1), tile_lse.squeeze(1)
+        out.index_copy_(0, picked, tile_out.squeeze(1))
+        lse.index_copy_(0, picked, tile_lse.squeeze(1))
     return out.view(query.shape), lse.view(query.shape[:3])
-
-
-def _together(places: list[int]) -> slice | list[int]:
-    """The same places, as a slice where they lie side by side: a view of them takes no copy."""
-    side_by_side = slice(places[0], places[0] + len(places))
-    return side_by_side if places == list(range(side_by_side.start, side_by_side.stop)) else places
 
 
 class _Workspace:
@@ -127,7 +120,7 @@ class _Workspace:
     def gather(
         self, k_tiles: torch.Tensor, v_tiles: torch.Tensor, entries: torch.Tensor, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        number = entries.numel()
+        number = entries.numel()  # `len` of a tensor runs Python
         size = number * self._kv_tile * shape[-1]
         if self._keys.numel() < size:
             self._keys, self._values = self._keys.new_empty(size), self._values.new_empty(size)

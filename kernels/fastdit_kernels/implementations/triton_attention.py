@@ -19,6 +19,7 @@ from fastdit_kernels.implementations.triton_configurations import (
     select_configuration,
 )
 from fastdit_kernels.implementations.triton_kernels import TAIL_SHIFT, block_sparse_forward, partition_entries
+from fastdit_kernels.triton_target import product_precision
 
 # Past this many query tiles the natural order balances the processors well enough, and keeps neighbours on the same
 # head, whose keys are then in the cache.
@@ -108,7 +109,7 @@ def _options(
         "STAGES": configuration.num_stages,
         "DESCRIPTORS": configuration.descriptors,
         "WARP_SPECIALIZE": configuration.warp_specialize,
-        "PRECISION": "ieee" if architecture.startswith("gfx") else "tf32x3",
+        "PRECISION": product_precision(architecture),
         "num_warps": configuration.num_warps,
         "num_stages": configuration.num_stages,
         "enable_fp_fusion": True,
