@@ -6,6 +6,7 @@ and heads. `recall` is the share of true softmax mass on tokens that are represe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import fastdit
@@ -20,12 +22,13 @@ import fastdit_eval
 import fastdit_kernels
 from fastdit.recall import recall_given_lse
 from fastdit.search.identity import fingerprint
+from fastdit.search.results import Arrays, ResultFolder
 from fastdit_eval.attention_heads import AttentionHeads
-from fastdit_eval.case_log import CaseLog, hash_sources
 from fastdit_eval.selection_flops import matmul_flops
 from fastdit_eval.selector_baselines import BASELINES
 from fastdit_eval.selector_methods import method_selectors
 from fastdit_eval.selector_task import Answer, Selector, SelectorTask
+from fastdit_eval.source_hash import hash_sources
 from fastdit_kernels import block_sparse_attention, gather_tokens, scatter_tokens
 from fastdit_kernels.bench import time_together
 from fastdit_kernels.bench_machine import describe_machine
@@ -45,7 +48,7 @@ def run_selector_bench(
     repeats: int = 3,
     selectors: Sequence[Selector] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-    log_path: Path | None = None,
+    case_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every selector on every group of heads at every density.
 
@@ -57,21 +60,22 @@ def run_selector_bench(
         repeats: Timed runs of each selection; the median counts.
         selectors: What to measure; default all registered methods and all baselines.
         progress: Called with cases done, cases in all and the name of the group.
-        log_path: File in which finished cases are kept; a measurement that was stopped goes on with the next ones. To
-            be removed once the report is written.
+        case_folder: Finished cases are kept here; a measurement that was stopped goes on with the next ones. To be
+            removed once the report is written.
 
     Returns:
         Plain data: environment, settings, selectors, and one entry for each group, selector and density.
 
     Raises:
-        ConfigError: The file holds cases of other settings.
+        ConfigError: The folder holds cases of other settings.
+        ValueError: A figure is NaN or infinite, which no report may hold.
     """
     chosen = [*method_selectors(), *BASELINES] if selectors is None else list(selectors)
     environment = describe_machine(torch.device("cpu"))
     settings = {"q_tile": q_tile, "kv_tile": kv_tile, "densities": list(densities), "repeats": repeats}
     lasting = {name: value for name, value in environment.items() if name not in ("load_average", "commit")}
     code = hash_sources([fastdit, fastdit_kernels, fastdit_eval])
-    log = CaseLog(log_path, {"environment": lasting, "code": code, **settings})
+    kept = ResultFolder(case_folder, {"environment": lasting, "code": code, **settings})
     cases: list[dict[str, Any]] = []
     shapes = {}
     total = len(groups) * len(chosen) * len(densities)
@@ -84,7 +88,9 @@ def run_selector_bench(
             if progress is not None:
                 progress(len(cases), total, heads.name)
             key = json.dumps([heads.name, vars(heads.grid), tensors, selector.name, selector.source])
-            cases += log.get(key, partial(_measure_all, task, selector, densities, repeats))
+            name = hashlib.sha256(key.encode()).hexdigest()
+            found = kept.get(name, partial(_measure_all, task, selector, densities, repeats))
+            cases += json.loads(str(found["cases"]))
     return {
         "environment": environment,
         "settings": settings,
@@ -95,12 +101,12 @@ def run_selector_bench(
     }
 
 
-def _measure_all(
-    task: SelectorTask, selector: Selector, densities: Sequence[float], repeats: int
-) -> list[dict[str, Any]]:
+def _measure_all(task: SelectorTask, selector: Selector, densities: Sequence[float], repeats: int) -> Arrays:
+    """The cases of one selector on one group, as one text."""
     # Only here, so that a group whose cases are all known costs nothing.
     task.prepare()
-    return [measure(task, selector, density, repeats) for density in densities]
+    cases = [measure(task, selector, density, repeats) for density in densities]
+    return {"cases": np.array(json.dumps(cases, allow_nan=False))}
 
 
 def measure(task: SelectorTask, selector: Selector, density: float, repeats: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +30,7 @@ FULL_GRID, FULL_TILES = (7, 18, 22), (128, 64)
 QUICK_GRID, QUICK_TILES = (5, 12, 16), (64, 32)
 QUICK_DENSITIES = (0.08, 0.15, 0.3)
 # Holds the finished cases of a measurement that was stopped.
-LOG_NAME = "selectors.cases.jsonl"
+CASE_FOLDER = "selectors.cases"
 KIND_STYLE = {"ours": "bold", "oracle": "cyan", "baseline": ""}
 
 
@@ -84,7 +85,7 @@ def selectors(
     else:
         groups = _synthetic(families, grid or (QUICK_GRID if quick else FULL_GRID), check, 1 if quick else 2)
 
-    log_path = None if output is None else output / LOG_NAME
+    case_folder = None if output is None else output / CASE_FOLDER
 
     def measure() -> dict[str, Any]:
         with show_progress("selectors") as show:
@@ -95,14 +96,14 @@ def selectors(
                 kv_tile=kv_tile,
                 repeats=repeats,
                 progress=show,
-                log_path=log_path,
+                case_folder=case_folder,
             )
 
     publish_report(
         measure, _print_tables, name="selectors", output=output, json_output=json_output, draw=draw_selector_bench
     )
-    if log_path is not None:
-        log_path.unlink(missing_ok=True)
+    if case_folder is not None:
+        shutil.rmtree(case_folder, ignore_errors=True)
 
 
 def _synthetic(

@@ -31,7 +31,7 @@ class ResultFolder:
         settings: What the results depend on. A folder with other settings is refused.
 
     Raises:
-        ConfigError: The folder belongs to another search.
+        ConfigError: The folder has results of other settings.
         OutputError: It cannot be written.
 
     Attributes:
@@ -56,7 +56,7 @@ class ResultFolder:
         for name in sorted({*found, *wanted}):
             if found.get(name) != wanted.get(name):
                 raise ConfigError(
-                    f"{str(self._folder)!r} holds a search with other settings ({name}): give another folder, "
+                    f"{str(self._folder)!r} holds results of other settings ({name}): give another folder, "
                     "or the settings it was begun with"
                 )
 

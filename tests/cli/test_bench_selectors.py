@@ -49,7 +49,7 @@ def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("fastdit_eval.selector_bench.measure", counted)
     assert main(words) != 0
-    assert [path.name for path in tmp_path.iterdir()] == ["selectors.cases.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["selectors.cases"]
     stop_after = None
 
     def fails(*_):
