@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from fastdit.config import AttentionConfig
@@ -163,9 +164,10 @@ class Search:
             ConfigError: The promise is above it.
         """
         settings, found = self.settings, self.runs.noise_floor()
-        psnr, ssim = float(found["psnr"][0]), float(found["ssim"][0])
+        # Rounding may carry the SSIM of frames that are hardly apart over 1.
+        psnr, ssim = float(found["psnr"][0]), float(np.minimum(found["ssim"][0], 1.0))
         too_much = settings.min_psnr is not None and settings.min_psnr + settings.margin > psnr
-        if too_much or (settings.min_ssim is not None and settings.min_ssim > ssim):
+        if too_much or (settings.min_ssim is not None and settings.min_ssim >= ssim):
             raise ConfigError(
                 f"the promise {settings.promise} with margin {settings.margin} is above the noise floor of {psnr:.1f} "
                 f"dB, SSIM {ssim:.4f}, which dense attention through another kernel already makes: accepted is less"
