@@ -96,10 +96,11 @@ class AttentionCapture(AttentionProbe):
             if not self._heads or self._heads[0] < 0 or self._heads[-1] >= len(x):
                 raise ConfigError(f"heads={self._heads}: accepted are numbers from 0 to {len(x) - 1}")
             x = x[self._heads]
+        x = x.cpu().contiguous()
         if self._dtype is None:
-            return x.cpu().contiguous()
-        stored = x.to("cpu", self._dtype).contiguous()
-        if bool((stored.isinf() & x.cpu().isfinite()).any()):
+            return x
+        stored = x.to(self._dtype)
+        if bool((stored.isinf() & x.isfinite()).any()):
             raise ConfigError(f"dtype={self._dtype}: values up to {x.abs().max():.3g} do not fit; give bfloat16")
         return stored
 

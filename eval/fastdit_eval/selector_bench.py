@@ -6,7 +6,6 @@ and heads. `recall` is the share of true softmax mass on tokens that are represe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import torch
 import fastdit
 import fastdit_eval
 import fastdit_kernels
+from fastdit.plan_reading import sha256
 from fastdit.recall import recall_given_lse
 from fastdit.search.identity import fingerprint
 from fastdit.search.results import Arrays, ResultFolder
@@ -87,8 +87,7 @@ def run_selector_bench(
         for selector in chosen:
             if progress is not None:
                 progress(len(cases), total, heads.name)
-            key = json.dumps([heads.name, vars(heads.grid), tensors, selector.name, selector.source])
-            name = hashlib.sha256(key.encode()).hexdigest()
+            name = sha256([heads.name, vars(heads.grid), tensors, selector.name, selector.source])
             found = kept.get(name, partial(_measure_all, task, selector, densities, repeats))
             cases += json.loads(str(found["cases"]))
     return {

@@ -16,7 +16,7 @@ from fastdit.cli.bench_report import publish_report
 from fastdit.environment import describe_environment
 from fastdit.search.cards import recognise_card
 from fastdit.validation import check_choice, check_count, check_fraction
-from fastdit_kernels.bench_machine import machine_line
+from fastdit_kernels.bench_machine import describe_machine, machine_line
 
 if TYPE_CHECKING:
     from fastdit_eval.e2e_bench import ModelTask
@@ -106,7 +106,6 @@ def _run(
 ) -> dict[str, Any]:
     """All models and sizes, one after the other; what finds no room is skipped, with the reason."""
     from fastdit_eval.e2e_bench import SCHEMA, bench_model
-    from fastdit_kernels.bench_machine import describe_machine
 
     console = Console(stderr=True, highlight=False)
     machine = {**describe_machine(device), "packages": describe_environment()["packages"]}

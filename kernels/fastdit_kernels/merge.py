@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -75,29 +74,19 @@ def merge_parts(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
         Output in the dtype of the first one, and LSE.
     """
     listed = torch.stack([lse for _, lse in parts])
-    # Asked on a CPU alone, where it waits for nothing; a NaN is not above anything.
-    if listed.device.type == "cpu" and listed.numel() and listed.min().item() > -math.inf:
-        return _merge_finite(parts, listed)
-    total = listed.logsumexp(0)
-    # Where all are -inf the difference is nan; `where` also keeps the garbage of an empty part out.
-    weights, empty = (listed - total).exp_().unsqueeze(-1), (listed == -torch.inf).unsqueeze(-1)
-    out = torch.zeros(parts[0][0].shape, dtype=total.dtype, device=total.device)
-    for number, (part, _) in enumerate(parts):
-        out += torch.where(empty[number], 0, weights[number] * part.to(total.dtype))
-    return out.to(parts[0][0].dtype), total
-
-
-def _merge_finite(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], listed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`merge_parts` where every part saw keys, in a third of the time: calls on small tensors are what it takes."""
-    largest = listed.amax(0)
+    # Finite also where no part saw a key, so that no difference of infinities is taken.
+    largest = listed.amax(0).clamp_min_(torch.finfo(listed.dtype).min)
     shares = (listed - largest).exp_()
     summed = shares.sum(0)
-    weights = shares.div_(summed).unsqueeze(-1)
-    out = weights[0] * parts[0][0]
-    for weight, (part, _) in zip(weights[1:], parts[1:], strict=True):
-        out.addcmul_(weight, part.to(out.dtype))
+    # At least 1 where a part saw keys: the largest share is 1.
+    weights = (shares / summed.clamp_min(1.0)).unsqueeze(-1)
+    # The garbage of an empty part is kept out. On a CPU, where asking waits for nothing, that pass is spared.
+    empty = (listed == -torch.inf).unsqueeze(-1)
+    has_garbage = listed.device.type != "cpu" or bool(empty.any())
+    out = torch.zeros(parts[0][0].shape, dtype=listed.dtype, device=listed.device)
+    for number, (part, _) in enumerate(parts):
+        wide = part.to(out.dtype)
+        out.addcmul_(weights[number], wide.masked_fill(empty[number], 0.0) if has_garbage else wide)
     return out.to(parts[0][0].dtype), summed.log_().add_(largest)
 
 

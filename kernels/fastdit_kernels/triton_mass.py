@@ -192,16 +192,17 @@ def sum_mass(
     mass = torch.empty((batch, heads, q_tiles, k_tiles), dtype=torch.float32, device=query.device)
     q_group, kv_group = triton.next_power_of_2(q_tile), triton.next_power_of_2(kv_tile)
     block_m, block_n = max(q_group, MIN_BLOCK), max(kv_group, MIN_BLOCK)
-    # With two stages 3 registers spill there.
-    num_stages = 3 if query.dtype == torch.float32 and dim <= 32 and compiled_for() == "sm_120" else 2
     block_dim = max(16, triton.next_power_of_2(dim))
     if mass.numel() > 0:
         with torch.cuda.device_of(query):
+            card = compiled_for()
+            # With two stages 3 registers spill there.
+            num_stages = 3 if query.dtype == torch.float32 and dim <= 32 and card == "sm_120" else 2
             mass_kernel[(triton.cdiv(q_tiles, block_m // q_group), batch * heads)](
                 query, key, key_bias, lse, mass, q_tiles, k_tiles, dim, scale,
                 q_tile=q_tile, kv_tile=kv_tile, q_group=q_group, kv_group=kv_group,
                 block_m=block_m, block_n=block_n, block_dim=block_dim, slice_dim=_slice_dim(query, block_dim),
-                precision=product_precision(compiled_for()),
+                precision=product_precision(card),
                 num_warps=8 if block_m * block_n > MIN_BLOCK * MIN_BLOCK else 4, num_stages=num_stages,
                 enable_fp_fusion=True,
             )  # fmt: skip

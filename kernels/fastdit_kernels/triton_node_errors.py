@@ -200,14 +200,14 @@ def pyramid_errors(
     # Query tiles last: one store then is one piece of memory.
     use, drop = (rows.new_empty((groups, count, q_tiles), dtype=torch.float32) for count in (nodes - tiles, nodes))
     block_dim = max(16, triton.next_power_of_2(dim))
-    q_group = triton.next_power_of_2(samples)
-    block_m, num_warps, slice_dim = _blocks(rows, q_group, layout.tile, block_dim)
+    q_group, card = triton.next_power_of_2(samples), compiled_for()
+    block_m, num_warps, slice_dim = _blocks(rows, q_group, layout.tile, block_dim, card)
     common = {
         "value_columns": value.shape[2],
         "block_m": block_m,
         "block_dim": block_dim,
         "slice_dim": slice_dim,
-        "precision": product_precision(compiled_for()),
+        "precision": product_precision(card),
         "num_stages": 2,
         "enable_fp_fusion": True,
     }
@@ -230,16 +230,17 @@ def pyramid_errors(
     return by_tile, drop.transpose(1, 2).contiguous()
 
 
-def _blocks(rows: torch.Tensor, q_group: int, tile: int, block_dim: int) -> tuple[int, int, int]:
+def _blocks(rows: torch.Tensor, q_group: int, tile: int, block_dim: int, card: str) -> tuple[int, int, int]:
     """Rows of a program, warps of the second pass, and columns of queries that are multiplied at once.
 
     Two sums per level are held in registers, so wide products need more warps. On sm_120 ptxas spills where it does not
     on other cards: there fewer rows (fp32), or queries that are read again, are what leaves room.
     """
-    slice_dim, is_fp32 = _slice_dim(rows, block_dim), rows.dtype == torch.float32
+    block_m, slice_dim, is_fp32 = BLOCK_M, _slice_dim(rows, block_dim), rows.dtype == torch.float32
     num_warps = 8 if tile > BLOCK_N or is_fp32 else 4
-    if compiled_for() != "sm_120":
-        return BLOCK_M, num_warps, slice_dim
-    if is_fp32:
-        return max(BLOCK_M // 2, q_group), num_warps, slice_dim
-    return (BLOCK_M, 8, BLOCK_DIM_SM_120) if block_dim > BLOCK_DIM_SM_120 else (BLOCK_M, num_warps, slice_dim)
+    if card == "sm_120":
+        if is_fp32:
+            block_m = max(BLOCK_M // 2, q_group)
+        elif block_dim > BLOCK_DIM_SM_120:
+            num_warps, slice_dim = 8, BLOCK_DIM_SM_120
+    return block_m, num_warps, slice_dim
