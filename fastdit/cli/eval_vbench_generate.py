@@ -82,7 +82,8 @@ def generate(
     tally = generate_clips(run, manifest, share_of(manifest, rank, num_processes), make, batch)
     report = {"rank": rank, "num_processes": num_processes, **dataclasses.asdict(tally)}
     if json_output:
-        print(json.dumps(report))
+        # The line in one write: processes that share an unbuffered output would print their ends apart.
+        print(json.dumps(report) + "\n", end="")
         return
     console = Console()
     done = f"process {rank + 1} of {num_processes}: {tally.made} clips made, {tally.kept} were there"

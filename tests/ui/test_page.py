@@ -136,6 +136,9 @@ def test_a_reload_keeps_the_library(visit, server):
 def test_the_page_fits_a_phone_and_everything_has_a_name(visit, scheme):
     page = visit(width=390, height=844)
     page.emulate_media(color_scheme=scheme)
+    # Gradio fetches the script that fills its examples after it has drawn their buttons.
+    examples = "[...document.querySelectorAll('.gallery-item')]"
+    page.wait_for_function(f"{examples}.length && {examples}.every(one => one.innerText.trim())")
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, select')].filter(one =>
