@@ -23,10 +23,12 @@ from fastdit.key_orders import (
     orders_of_heads,
     put_back,
     settled_pairs,
+    shifted_pairs,
 )
 from fastdit.mask_cache import MaskCache
 from fastdit.mask_reuse import CallSite, Rebuild
 from fastdit.order_trials import OrderPair
+from fastdit.orders import ShiftedOrder
 from fastdit.run_memory import RunMemory
 from fastdit.spans import span
 from fastdit.statistics import ReuseRecord, join_reuse
@@ -171,8 +173,14 @@ def _choose(
     sizes = [len(group.heads) for group in groups]
     split = [part.split(sizes, 1) for part in (query, key, value)]
     settled = [settle_orders(g, x, grid, cache, memory, site) for g, *x in zip(groups, *split, strict=True)]
-    pairs = [pair for some in settled for pair in some]
-    q = order_queries(query, [name for name, _ in pairs], grid, groups[0].config.q_tile, cache)
+    step = None if site is None else site.step
+    if rule is not None and memory is not None and site is not None:
+        site = dataclasses.replace(site, head=groups[0].heads[0])
+        step = memory.masks.step_of(rule, query, grid, site)
+    pairs = [
+        pair for group, some in zip(groups, settled, strict=True) for pair in shifted_pairs(some, group.config, step)
+    ]
+    q = order_queries(query, [order for order, _ in pairs], grid, groups[0].config.q_tile, cache)
 
     def build() -> Selection:
         return _select(groups, pairs, (query, key, value, q.tokens), grid, cache)
@@ -184,7 +192,6 @@ def _choose(
     if rule is not None and rule.mass == "exact":
         builders = _exact_builders(rule, q, key, value, grid)
     if rule is not None and memory is not None and site is not None:
-        site = dataclasses.replace(site, head=groups[0].heads[0])
         chosen, reuse = memory.masks.choose(rule, q.tokens, key, value, grid, site, *builders)
         return q, chosen, reuse
     # A call that stands alone has nothing to keep the mask for, so it uses the mask at once.
@@ -249,14 +256,14 @@ def settle_orders(
 
 def _select(
     groups: Sequence[MethodGroup],
-    pairs: Sequence[OrderPair],
+    pairs: Sequence[tuple[ShiftedOrder, ShiftedOrder]],
     tensors: Sequence[torch.Tensor],
     grid: VideoGrid,
     cache: MaskCache,
 ) -> Selection:
     """The selection for all heads of a launch; `tensors` are their query, key, value, and query in tile order."""
     query, key, value, q = tensors
-    order = orders_of_heads([name for _, name in pairs], order_maker(query, key, grid, cache), key, cache)
+    order = orders_of_heads([order for _, order in pairs], order_maker(query, key, grid, cache), key, cache)
     with span("gather"):
         tiles = keys_in_order(key, value, order, TileLayout(grid.key_segments, groups[0].config.kv_tile))
     k, v = (part.tokens for part in tiles)

@@ -11,7 +11,7 @@ from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
 from fastdit.mask_cache import MaskCache
 from fastdit.order_trials import MakeOrder, OrderPair, trial_errors
-from fastdit.orders import token_order
+from fastdit.orders import ShiftedOrder, shift_at, shifted, token_order
 from fastdit.selectors.score_order import score_order
 from fastdit.spans import span
 from fastdit_kernels import BlockMask, TileLayout, gather_tokens, invert_order, scatter_from_tiles, unpad_from_tiles
@@ -81,17 +81,21 @@ def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, cach
     return cache.get(key, lambda: torch.tensor(numbers, device=device))
 
 
-def named_order(grid: VideoGrid, name: str, device: torch.device, cache: MaskCache) -> torch.Tensor:
+def named_order(grid: VideoGrid, order: ShiftedOrder, device: torch.device, cache: MaskCache) -> torch.Tensor:
     """A permutation of the model's sequence that follows from the geometry, `[S]`."""
-    return cache.get(("order", grid, name, device), lambda: token_order(grid, name).to(device))
+    # Shifted ones are made of this one, on its device: a curve takes long to walk.
+    base = cache.get(("order", grid, order.name, device), lambda: token_order(grid, order.name).to(device))
+    if order.shift == 0:
+        return base
+    return cache.get(("order", grid, order, device), lambda: shifted(base, grid, order.shift))
 
 
 def order_maker(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> MakeOrder:
     """Makes the orders of some heads, those from geometry and `"score"`, from tensors in the model's token order."""
 
-    def make(name: str, heads: list[int]) -> torch.Tensor:
-        if name != "score":
-            return named_order(grid, name, query.device, cache)
+    def make(order: ShiftedOrder, heads: list[int]) -> torch.Tensor:
+        if order.name != "score":
+            return named_order(grid, order, query.device, cache)
         places = on_device(heads, query.device, cache)
         return score_order(query.index_select(1, places), key.index_select(1, places), grid)
 
@@ -99,21 +103,21 @@ def order_maker(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: 
 
 
 def order_queries(
-    query: torch.Tensor, names: Sequence[str], grid: VideoGrid, q_tile: int, cache: MaskCache
+    query: torch.Tensor, orders: Sequence[ShiftedOrder], grid: VideoGrid, q_tile: int, cache: MaskCache
 ) -> OrderedQuery:
-    """Put the queries of each head in its order, a name that `orders.token_order` knows.
+    """Put the queries of each head in its order, by a name that `orders.token_order` knows.
 
     Args:
         query: `[B, H, S, D]` in the model's token order, any strides.
-        names: The order of each head.
+        orders: The order of each head.
         grid: Geometry.
         q_tile: Query rows of a tile.
         cache: Holds the orders.
     """
-    order = orders_of_heads(names, lambda name, _: named_order(grid, name, query.device, cache), query, cache)
+    order = orders_of_heads(orders, lambda one, _: named_order(grid, one, query.device, cache), query, cache)
     inverse = None
     if order.ndim == 1:
-        inverse = cache.get(("inverse", grid, names[0], query.device), lambda: invert_order(order))
+        inverse = cache.get(("inverse", grid, orders[0], query.device), lambda: invert_order(order))
     with span("gather"):
         tiles = TiledTokens.in_order(query, order, TileLayout(grid.query_segments, q_tile))
     return OrderedQuery(tiles, order, inverse)
@@ -196,15 +200,31 @@ def settled_key(site: Hashable, grid: VideoGrid, heads: int) -> Hashable:
     return "orders", site, grid, heads
 
 
-def orders_of_heads(names: Sequence[str], make: MakeOrder, like: torch.Tensor, cache: MaskCache) -> torch.Tensor:
-    """The named order of each head on the device of `like` `[B, H, S, D]`: `[S]` if one serves all, else `[H, S]`."""
-    heads_of: dict[str, list[int]] = {}
-    for head, name in enumerate(names):
-        heads_of.setdefault(name, []).append(head)
-    made = {name: make(name, heads) for name, heads in heads_of.items()}
+def shifted_pairs(
+    pairs: Sequence[OrderPair], config: AttentionConfig, step: int | None
+) -> list[tuple[ShiftedOrder, ShiftedOrder]]:
+    """Orders of queries and keys as heads have them in a step.
+
+    Args:
+        pairs: As the heads settled on them.
+        config: Their method.
+        step: Denoising step; `None` for a call that stands alone.
+    """
+    shift = shift_at(step) if step is not None and config.shift_tiles and config.pools_tiles else 0
+    return [(ShiftedOrder(first, shift), ShiftedOrder(second, shift)) for first, second in pairs]
+
+
+def orders_of_heads(
+    orders: Sequence[ShiftedOrder], make: MakeOrder, like: torch.Tensor, cache: MaskCache
+) -> torch.Tensor:
+    """The order of each head on the device of `like` `[B, H, S, D]`: `[S]` if one serves all, else `[H, S]`."""
+    heads_of: dict[ShiftedOrder, list[int]] = {}
+    for head, order in enumerate(orders):
+        heads_of.setdefault(order, []).append(head)
+    made = {order: make(order, heads) for order, heads in heads_of.items()}
     if len(made) == 1:
         return next(iter(made.values()))
-    chosen = torch.empty(len(names), like.shape[2], dtype=torch.int64, device=like.device)
-    for name, heads in heads_of.items():
-        chosen[on_device(heads, like.device, cache)] = made[name]
+    chosen = torch.empty(len(orders), like.shape[2], dtype=torch.int64, device=like.device)
+    for order, heads in heads_of.items():
+        chosen[on_device(heads, like.device, cache)] = made[order]
     return chosen

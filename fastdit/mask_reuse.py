@@ -98,13 +98,31 @@ class ReusedMasks:
             build: Selects anew.
             rebuild: Selects anew for some heads, in the orders that were settled.
         """
-        entry = self._entries.get(call.place)
-        if entry is not None and entry.grid == grid and entry.mask.size == tuple(query.shape[:2]):
-            age = call.step - entry.step
-            if 0 <= age < config.refresh_every and entry.phase == call.phase:
-                return _reuse(entry, config, query, key, value, age, rebuild)
+        entry = self._lasting(config, query, grid, call)
+        if entry is not None:
+            return _reuse(entry, config, query, key, value, call.step - entry.step, rebuild)
         self._entries.pop(call.place, None)
         return self._build(config, query, grid, call, build())
+
+    def step_of(self, config: CachedConfig, query: torch.Tensor, grid: VideoGrid, call: CallSite) -> int:
+        """The step that the mask which `choose` will give was or will be built in: queries lie in tiles as they did.
+
+        Args:
+            config: As for `choose`.
+            query: `[B, H, S, D]` in any order.
+            grid: Geometry.
+            call: Which call it is.
+        """
+        entry = self._lasting(config, query, grid, call)
+        return call.step if entry is None else entry.step
+
+    def _lasting(self, config: CachedConfig, query: torch.Tensor, grid: VideoGrid, call: CallSite) -> _Entry | None:
+        """The kept mask, if the call may reuse it."""
+        entry = self._entries.get(call.place)
+        if entry is None or entry.grid != grid or entry.mask.size != tuple(query.shape[:2]):
+            return None
+        lasts = 0 <= call.step - entry.step < config.refresh_every and entry.phase == call.phase
+        return entry if lasts else None
 
     def _build(
         self, config: CachedConfig, query: torch.Tensor, grid: VideoGrid, call: CallSite, selection: Selection

@@ -9,6 +9,7 @@ import torch
 
 from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
+from fastdit.orders import ShiftedOrder
 from fastdit.selectors.sampled_error import SampledRows, sample_exactly
 from fastdit_kernels import BlockMask, gather_tokens, invert_order
 
@@ -19,8 +20,8 @@ TRIAL_ROWS = 4
 GOLDEN = 0.6180339887498949
 # The orders of queries and of keys.
 OrderPair = tuple[str, str]
-# Gives a permutation of the model's sequence by its name, for some heads: `[S]` for all alike, or `[len(heads), S]`.
-MakeOrder = Callable[[str, list[int]], torch.Tensor]
+# Gives a permutation of the model's sequence for some heads: `[S]` for all alike, or `[len(heads), S]`.
+MakeOrder = Callable[[ShiftedOrder, list[int]], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +79,13 @@ def trials_of(
     part = torch.arange(number, dtype=torch.float64, device=query.device)
     # Another place in each of equal parts of the curve, so that places within query tiles differ as well.
     along = ((part + (part + 0.5) * GOLDEN % 1) * video / number).long()
-    tokens = make("gilbert", list(range(query.shape[1])))[along]
+    tokens = make(ShiftedOrder("gilbert"), list(range(query.shape[1])))[along]
     within = torch.arange(span, device=query.device)
     for pair, heads in heads_of.items():
         q, k, v = (query, key, value) if len(heads) == query.shape[1] else (x[:, heads] for x in (query, key, value))
-        k_order = make(pair[1], heads)
+        k_order = make(ShiftedOrder(pair[1]), heads)
         k, v = gather_tokens(k, k_order), gather_tokens(v, k_order)
-        q_order = make(pair[0], heads)
+        q_order = make(ShiftedOrder(pair[0]), heads)
         first = (invert_order(q_order)[tokens] // span * span).clamp(max=video - span)
         q = q.index_select(2, q_order[(first.unsqueeze(1) + within).flatten()])
         shares = torch.full((len(heads),), pair[0] == pair[1], device=query.device)

@@ -63,6 +63,7 @@ class SparseOptions:
             the best of these per head (pyramid and adaptive).
         min_tokens: Sequences with fewer tokens stay dense.
         first_order: Pooled tiles follow each query to first order, or have their mean values alone.
+        shift_tiles: Tiles lie elsewhere in each step, so that errors of pooled ones do not add up.
         implementation: Kernel: auto, triton, flex, torch or reference.
     """
 
@@ -89,6 +90,7 @@ class SparseOptions:
     order: str | None = None
     min_tokens: int | None = None
     first_order: bool | None = None
+    shift_tiles: bool | None = None
     implementation: str | None = None
 
     def choose_method(self, method: str | None, default: str) -> str:

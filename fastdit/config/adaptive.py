@@ -92,6 +92,11 @@ class AdaptiveConfig(AttentionConfig):
             )
 
     @property
+    def pools_tiles(self) -> bool:
+        """As `complement` says."""
+        return self.complement != "none"
+
+    @property
     def corrects_mass(self) -> bool:
         """As `rho` says."""
         return self.rho

@@ -35,6 +35,8 @@ class AttentionConfig:
         min_tokens: Sequences shorter than this stay dense, because skipping would not pay.
         first_order: Pooled tiles follow each query to first order instead of having their mean values alone
             (`fastdit_kernels.first_order`). Without effect on methods that pool nothing.
+        shift_tiles: Tiles and pooled runs lie elsewhere in each step (`orders.shift_at`), so that errors of successive
+            steps do not add up. Likewise without effect on methods that pool nothing.
         implementation: Kernel: `"auto"`, `"triton"`, `"flex"`, `"torch"` or `"reference"`.
     """
 
@@ -47,6 +49,7 @@ class AttentionConfig:
     order: str = "gilbert"
     min_tokens: int = 2048
     first_order: bool = True
+    shift_tiles: bool = True
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -55,8 +58,9 @@ class AttentionConfig:
         check_count("q_tile", self.q_tile, 1)
         check_count("kv_tile", self.kv_tile, 1)
         check_count("min_tokens", self.min_tokens)
-        if not isinstance(self.first_order, bool):
-            raise ConfigError(f"first_order={self.first_order!r}: accepted are True and False")
+        for name in ("first_order", "shift_tiles"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: accepted are True and False")
         check_choice("order", self.order, self.order_names)
         check_choice("implementation", self.implementation, IMPLEMENTATION_NAMES)
 
@@ -148,6 +152,11 @@ class AttentionConfig:
         """Query rows of each tile that `first_order` measures the mass of pooled tiles on."""
         # On the bundled model two and four gave the same frames.
         return int(self.first_order)
+
+    @property
+    def pools_tiles(self) -> bool:
+        """Whether masks have pooled tiles."""
+        return False
 
     @property
     def corrects_mass(self) -> bool:

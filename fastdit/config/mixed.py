@@ -23,7 +23,7 @@ Place = int | tuple[int | None, int | None]
 # Of the whole call, so all entries must agree on them.
 SHARED = ("schedule", "min_tokens", "implementation")
 # Each entry may have its own.
-OWN = ("q_tile", "kv_tile", "order", "first_order")
+OWN = ("q_tile", "kv_tile", "order", "first_order", "shift_tiles")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class MixedConfig(AttentionConfig):
     that. Each method sees the tensors of its own heads alone. `CachedConfig(source=MixedConfig(...))` reuses the masks
     of all heads, by its own rule.
 
-    Schedule, `min_tokens` and `implementation` may be given here or in entries, and hold for all. Tile sizes, order
-    and `first_order` given here hold for entries that leave them at their defaults.
+    Schedule, `min_tokens` and `implementation` may be given here or in entries, and hold for all. Tile sizes, order,
+    `first_order` and `shift_tiles` given here hold for entries that leave them at their defaults.
 
     Args:
         heads: What chosen heads follow, `{place: config or "dense"}`. A place is a head number, for every layer, or

@@ -129,6 +129,11 @@ class PyramidConfig(AttentionConfig):
             return None
         return LevelRule(shares, mass, self.min_fine if mass else 0.0, similarity)
 
+    @property
+    def pools_tiles(self) -> bool:
+        """Where there is more than one level."""
+        return self.num_levels > 1
+
     def select(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid) -> BlockMask:
         """Choose tiles for keys in the order of the queries; see `selectors.pyramid.select`."""
         shares_order = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)

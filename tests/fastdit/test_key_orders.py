@@ -86,7 +86,8 @@ def test_a_remembered_choice_gives_the_same_output(rng):
     tensors = local_and_stripe_heads(TEXT_FIRST, rng)
     memory = RunMemory()
     first, second = (
-        sparse_step(*tensors, TEXT_FIRST, make(), MaskCache(), memory, CallSite(0, 0, "cond", step)) for step in (0, 1)
+        sparse_step(*tensors, TEXT_FIRST, make(shift_tiles=False), MaskCache(), memory, CallSite(0, 0, "cond", step))
+        for step in (0, 1)
     )
     assert len(memory.orders) == 1
     assert torch.equal(first.out, second.out)
@@ -102,10 +103,9 @@ def test_scores_are_asked_only_for_heads_that_settled_on_them(rng, monkeypatch):
 
     monkeypatch.setattr("fastdit.key_orders.score_order", counting)
     tensors = local_and_stripe_heads(GRID, rng)
-    memory = RunMemory()
+    memory, config = RunMemory(), make(density=0.3, shift_tiles=False)
     steps = [
-        sparse_step(*tensors, GRID, make(density=0.3), MaskCache(), memory, CallSite(0, 0, "cond", step))
-        for step in range(2)
+        sparse_step(*tensors, GRID, config, MaskCache(), memory, CallSite(0, 0, "cond", step)) for step in range(2)
     ]
     assert asked == [2, 1, 1]  # all heads try; afterwards the stripe head alone
     assert torch.equal(steps[0].out, steps[1].out)
@@ -248,7 +248,7 @@ def test_adaptive_orders_keys_alone_only_where_asked():
 def test_adaptive_auto_gives_each_head_its_order(rng, grid, complement):
     tensors = local_and_stripe_heads(grid, rng)
     memory = RunMemory()
-    config = adaptive(density=0.3, order="auto", complement=complement)
+    config = adaptive(density=0.3, order="auto", complement=complement, shift_tiles=False)
     first, second = (
         sparse_step(*tensors, grid, config, MaskCache(), memory, CallSite(0, 0, "cond", step)) for step in (0, 1)
     )
