@@ -38,7 +38,7 @@ class PyramidConfig(AttentionConfig):
         keep_own_tile: Keep the key tiles of the query's own place at level 0, in heads whose keys share the order of
             the queries; they count towards `density`. `None` does so where peaks may be missed, with `kv_samples`.
         order: A name that `orders.video_order` knows, for queries and keys alike; `"score"`: keys by attention got,
-            per head, and queries in Gilbert order; or `"auto"`: per head what errs least of these five on four rows
+            per head, and queries in Gilbert order; or `"auto"`: per head what errs least of these five on eight rows
             of 16 query tiles, settled once per run and layer, or given by a plan.
         level_shares: Instead of the least estimated error, levels by rank as in PSA (arXiv 2512.04025): which share of
             the key blocks each level takes, e.g. `{0: 0.1, 1: 0.05, 3: 0.2}`, the finest level the blocks of the
