@@ -45,8 +45,8 @@ class AdaptiveConfig(AttentionConfig):
         rho: Weigh what is kept by its share of the true softmax mass, from the exact log-sum-exp of 4 rows of each
             query tile, and pooled tiles by the rest (Re-ttention's idea, `compensation.corrected_attention`).
         order: `"gilbert"`, `"raster"`, `"space_major"` or `"frame_gilbert"` for queries and keys alike; or keys by
-            `"score"` (attention received, per head) and queries in Gilbert order; or `"auto"`: per head what
-            errs least of these five on eight rows of 16 query tiles, settled once per run and layer, or given by a plan.
+            `"score"` (attention received, per head) and queries in Gilbert order; or `"auto"`: per head what errs
+            least of these five on eight rows of 16 query tiles, settled once per run and layer, or given by a plan.
     """
 
     method: ClassVar[str] = "adaptive"

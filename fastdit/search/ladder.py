@@ -19,7 +19,8 @@ PYRAMID_DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
 PATTERNS = {"skip": "skip", "window": "window:frames=3", "same_place": "multi_diagonal:radius=1"}
 # What drops most keys without pooled ones in their place may err alike in all tokens and steps, and one call shows too
 # little of that: two heads of the bundled model at `adaptive_0.06` cost a plan of 36 dB 8 dB, one at `skip` 6.5 dB.
-WIDE_ONLY = {*PATTERNS, "adaptive_0.02", "adaptive_0.06", "pyramid_0.03"}
+# Higher adaptive rungs do no harm, but no head takes them where there are pyramids, which may drop tiles as well.
+WIDE_ONLY = {*PATTERNS, *(f"adaptive_{density:g}" for density in ADAPTIVE_DENSITIES), "pyramid_0.03"}
 # Masks of cached rungs last for their whole phase, whatever the number of steps.
 WHOLE_PHASE = 10_000
 
@@ -27,15 +28,15 @@ WHOLE_PHASE = 10_000
 def default_ladder(
     q_tile: int = 128, kv_tile: int = 64, *, cached: bool = False, wide: bool = False
 ) -> dict[str, Mode]:
-    """Dense, and the adaptive and pyramid methods at rising densities.
+    """Dense, and pyramids at rising densities.
 
     Args:
         q_tile: Query rows of a tile.
         kv_tile: Key rows of a tile.
-        cached: Also the variants of both methods whose masks are built once in a phase. They err no less and compute
+        cached: Also the variants of these methods whose masks are built once in a phase. They err no less and compute
             no fewer scores, so they are of use only where selecting has a cost.
-        wide: Also skip, static patterns, and both methods at densities from .02 on. Plans of the bundled model are
-            worse with them.
+        wide: Also skip, static patterns, and adaptive and pyramid at densities from .02 on. Plans of the bundled model
+            are worse with them.
     """
     found: dict[str, AttentionConfig] = {}
     for name, pattern in PATTERNS.items():
