@@ -83,11 +83,9 @@ def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, cach
 
 def named_order(grid: VideoGrid, order: ShiftedOrder, device: torch.device, cache: MaskCache) -> torch.Tensor:
     """A permutation of the model's sequence that follows from the geometry, `[S]`."""
-    # Shifted ones are made of this one, on its device: a curve takes long to walk.
     base = cache.get(("order", grid, order.name, device), lambda: token_order(grid, order.name).to(device))
-    if order.shift == 0:
-        return base
-    return cache.get(("order", grid, order, device), lambda: shifted(base, grid, order.shift))
+    # A curve takes long to walk, but little to shift; those of all steps would fill the cache.
+    return shifted(base, grid, order.shift)
 
 
 def order_maker(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> MakeOrder:
@@ -116,7 +114,7 @@ def order_queries(
     """
     order = orders_of_heads(orders, lambda one, _: named_order(grid, one, query.device, cache), query, cache)
     inverse = None
-    if order.ndim == 1:
+    if order.ndim == 1 and orders[0].shift == 0:
         inverse = cache.get(("inverse", grid, orders[0], query.device), lambda: invert_order(order))
     with span("gather"):
         tiles = TiledTokens.in_order(query, order, TileLayout(grid.query_segments, q_tile))

@@ -68,6 +68,15 @@ def test_each_step_has_tiles_of_its_own(rng, grid):
     assert not torch.equal(steps[0].out, steps[1].out)
 
 
+def test_shifted_orders_do_not_gather_in_the_cache(rng):
+    tensors, cache, memory = smooth(rng, GRID), MaskCache(), RunMemory()
+    config, held = PyramidConfig(density=0.3, **TILES | {"order": "auto"}), []
+    for step in range(6):
+        sparse_step(*tensors, GRID, config, cache, memory, CallSite(0, 0, "cond", step))
+        held.append((len(cache), cache.num_bytes))
+    assert held[1:] == held[:1] * 5
+
+
 @pytest.mark.parametrize("grid", [GRID, TEXT_FIRST, KEPT])
 @pytest.mark.parametrize("order", ["gilbert", "score", "auto"])
 def test_full_density_equals_dense_in_any_step(rng, grid, order):
