@@ -73,7 +73,7 @@ def video_order(grid: VideoGrid, name: str) -> torch.Tensor:
     raise ConfigError(f"order={name!r} is unknown; accepted are {', '.join(map(repr, ORDER_NAMES))}")
 
 
-def token_order(grid: VideoGrid, name: str, shift: int = 0) -> torch.Tensor:
+def token_order(grid: VideoGrid, name: str) -> torch.Tensor:
     """Video tokens in the named order, then what every query sees, as indices into the model's own sequence.
 
     The order serves queries and keys alike; `grid.query_segments` and `grid.key_segments` cut it.
@@ -81,14 +81,13 @@ def token_order(grid: VideoGrid, name: str, shift: int = 0) -> torch.Tensor:
     Args:
         grid: Geometry.
         name: As for `video_order`.
-        shift: As for `shifted`.
 
     Returns:
         int64 `[grid.length]`, a permutation, on the CPU.
     """
     chosen_from = replace(grid, frames=grid.frames - grid.kept_frames, kept_frames=0, dense_frames=0)
     tokens = video_order(chosen_from, name) + grid.video_start + grid.kept_length
-    return shifted(torch.cat([tokens, kept_tokens(grid)]), grid, shift)
+    return torch.cat([tokens, kept_tokens(grid)])
 
 
 def shifted(order: torch.Tensor, grid: VideoGrid, shift: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from fastdit.config import AttentionConfig
@@ -165,7 +164,7 @@ class Search:
         """
         settings, found = self.settings, self.runs.noise_floor()
         # Rounding may carry the SSIM of frames that are hardly apart over 1.
-        psnr, ssim = float(found["psnr"][0]), float(np.minimum(found["ssim"][0], 1.0))
+        psnr, ssim = float(found["psnr"][0]), min(float(found["ssim"][0]), 1.0)
         too_much = settings.min_psnr is not None and settings.min_psnr + settings.margin > psnr
         if too_much or (settings.min_ssim is not None and settings.min_ssim >= ssim):
             raise ConfigError(

@@ -35,6 +35,10 @@ def exact(tensors):
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in tensors)).transpose(1, 2)
 
 
+def gilbert(grid, shift):
+    return shifted(token_order(grid, "gilbert"), grid, shift)
+
+
 def test_no_two_of_many_steps_share_a_shift_and_none_is_zero():
     assert {shift_at(step) for step in range(SHIFT_SPAN)} == set(range(1, SHIFT_SPAN + 1))
     assert shift_at(SHIFT_SPAN) == shift_at(0)
@@ -50,7 +54,7 @@ def test_a_dozen_steps_spread_over_the_runs_of_every_level(size):
 @pytest.mark.parametrize("grid", [GRID, TEXT_FIRST, KEPT])
 def test_only_tokens_to_choose_from_are_shifted(grid):
     order, video = token_order(grid, "raster"), grid.key_segments[0]
-    moved = token_order(grid, "raster", 5)
+    moved = shifted(order, grid, 5)
     assert moved[:video].tolist() == order[5:video].tolist() + order[:5].tolist()
     assert torch.equal(moved[video:], order[video:])
     assert torch.equal(shifted(order, grid, video + 5), moved)
@@ -62,7 +66,7 @@ def test_each_step_has_tiles_of_its_own(rng, grid):
     tensors, config = smooth(rng, grid), PyramidConfig(density=0.3, **TILES)
     steps = [run(tensors, grid, config, step) for step in (0, 1)]
     for step, result in enumerate(steps):
-        order = token_order(grid, "gilbert", shift_at(step))
+        order = gilbert(grid, shift_at(step))
         assert torch.equal(result.launches[0].query_order, order)
         assert torch.equal(result.launches[0].key_order, order)
     assert not torch.equal(steps[0].out, steps[1].out)
@@ -108,8 +112,7 @@ def test_a_kept_mask_keeps_its_tiles_until_it_is_built_anew(rng):
     assert [step.reuse.built for step in steps] == [True, False, True, False]
     orders = [step.launches[0].query_order for step in steps]
     assert [
-        torch.equal(order, token_order(GRID, "gilbert", shift_at(built)))
-        for order, built in zip(orders, (0, 0, 2, 2), strict=True)
+        torch.equal(order, gilbert(GRID, shift_at(built))) for order, built in zip(orders, (0, 0, 2, 2), strict=True)
     ] == [True] * 4
     assert torch.equal(steps[0].out, steps[1].out)
     assert torch.equal(steps[2].out, steps[3].out)
@@ -157,7 +160,7 @@ def test_heads_of_one_launch_are_shifted_each_by_its_method(rng):
     (launch,) = result.launches
     for place, head in enumerate(launch.heads):
         shift = 0 if head == 0 else shift_at(4)
-        assert torch.equal(launch.query_order[place], token_order(GRID, "gilbert", shift))
+        assert torch.equal(launch.query_order[place], gilbert(GRID, shift))
     alone = run([x[:, :, :1] for x in tensors], GRID, still, 4)
     assert torch.allclose(result.out[:, :, :1], alone.out, atol=1e-6)
 
