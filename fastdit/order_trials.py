@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
 from fastdit.orders import ShiftedOrder
 from fastdit.selectors.sampled_error import SampledRows, sample_exactly
-from fastdit_kernels import BlockMask, gather_tokens, invert_order
+from fastdit_kernels import BlockMask, TileLayout, gather_tokens, invert_order
 
 # Query tiles that pairs of orders are tried on, and rows of each. Six videos of the bundled model were 2.5 dB nearer to
 # dense with eight rows than with four, the worst by .2 dB; with 16 rows, or all tiles, by no more.
@@ -34,21 +34,32 @@ class OrderTrial:
         query: Queries of the tiles, `[B, H, N * q_tile, D]`.
         key: `[B, H, S, D]` in the second order.
         value: In the order of `key`.
-        masks: Of which each head takes the one that errs least.
+        grid: Geometry.
+        first: Places of the tiles in the first order, int64 `[N]`.
         sampled: `TRIAL_ROWS` rows of each tile.
     """
 
     pair: OrderPair
-    heads: list[int]
+    heads: tuple[int, ...]
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    masks: list[BlockMask]
+    grid: VideoGrid
+    first: torch.Tensor
     sampled: SampledRows
 
-    def outputs(self, *, first_order: bool) -> list[torch.Tensor]:
+    def candidates(self, configs: Sequence[AttentionConfig]) -> list[list[BlockMask]]:
+        """What methods select in these tiles; each head takes the mask that errs least of a method's.
+
+        Args:
+            configs: Methods that agree in `selects_with`, or a single one.
+        """
+        shares = torch.full((len(self.heads),), self.pair[0] == self.pair[1], device=self.query.device)
+        return configs[0].candidates_of_each(configs, self.query, self.key, self.value, self.grid, shares, self.first)
+
+    def outputs(self, masks: Sequence[BlockMask], *, first_order: bool) -> list[torch.Tensor]:
         """What the sampled rows get under each mask, `[B, H, N * TRIAL_ROWS, D]`."""
-        return [self.sampled.outputs(self.key, self.value, mask, first_order=first_order) for mask in self.masks]
+        return self.sampled.outputs(self.key, self.value, masks, first_order=first_order)
 
 
 def trials_of(
@@ -56,9 +67,9 @@ def trials_of(
     key: torch.Tensor,
     value: torch.Tensor,
     grid: VideoGrid,
-    config: AttentionConfig,
+    q_tile: int,
     make: MakeOrder,
-    heads_of: Mapping[OrderPair, list[int]],
+    wanted: Iterable[tuple[OrderPair, tuple[int, ...]]],
 ) -> Iterator[OrderTrial]:
     """Pairs of orders on trial, one at a time.
 
@@ -70,29 +81,27 @@ def trials_of(
         key: Likewise.
         value: Likewise.
         grid: Geometry, of more than one query tile.
-        config: Method with `candidates`.
+        q_tile: Query rows of a tile.
         make: Makes an order.
-        heads_of: The heads that are to try a pair.
+        wanted: Pairs and the heads that are to try them.
     """
-    video, span = grid.query_segments[0], config.q_tile
-    number = min(TRIAL_TILES, -(-video // span))
+    video = grid.query_segments[0]
+    number = min(TRIAL_TILES, -(-video // q_tile))
     part = torch.arange(number, dtype=torch.float64, device=query.device)
     # Another place in each of equal parts of the curve, so that places within query tiles differ as well.
     along = ((part + (part + 0.5) * GOLDEN % 1) * video / number).long()
     tokens = make(ShiftedOrder("gilbert"), list(range(query.shape[1])))[along]
-    within = torch.arange(span, device=query.device)
-    for pair, heads in heads_of.items():
-        q, k, v = (query, key, value) if len(heads) == query.shape[1] else (x[:, heads] for x in (query, key, value))
-        k_order = make(ShiftedOrder(pair[1]), heads)
+    within = torch.arange(q_tile, device=query.device)
+    for pair, heads in wanted:
+        all_heads = len(heads) == query.shape[1]
+        q, k, v = (query, key, value) if all_heads else (x[:, list(heads)] for x in (query, key, value))
+        k_order = make(ShiftedOrder(pair[1]), list(heads))
         k, v = gather_tokens(k, k_order), gather_tokens(v, k_order)
-        q_order = make(ShiftedOrder(pair[0]), heads)
-        first = (invert_order(q_order)[tokens] // span * span).clamp(max=video - span)
+        q_order = make(ShiftedOrder(pair[0]), list(heads))
+        first = (invert_order(q_order)[tokens] // q_tile * q_tile).clamp(max=video - q_tile)
         q = q.index_select(2, q_order[(first.unsqueeze(1) + within).flatten()])
-        shares = torch.full((len(heads),), pair[0] == pair[1], device=query.device)
-        masks = config.candidates(q, k, v, grid, shares, first)
-        yield OrderTrial(
-            pair, heads, q, k, v, masks, sample_exactly(q, k, v, masks[0].q_layout, tiles=number, rows=TRIAL_ROWS)
-        )
+        sampled = sample_exactly(q, k, v, TileLayout((q.shape[2],), q_tile), tiles=number, rows=TRIAL_ROWS)
+        yield OrderTrial(pair, heads, q, k, v, grid, first, sampled)
 
 
 @torch.no_grad()
@@ -114,10 +123,12 @@ def trial_errors(
         config: Method with `order_pairs`.
         make: Makes an order.
     """
-    heads = list(range(query.shape[1]))
+    heads = tuple(range(query.shape[1]))
+    wanted = [(pair, heads) for pair in config.order_pairs]
     errors: list[torch.Tensor] = []
-    for trial in trials_of(query, key, value, grid, config, make, dict.fromkeys(config.order_pairs, heads)):
+    for trial in trials_of(query, key, value, grid, config.q_tile, make, wanted):
         exact = trial.sampled.exact.float()
-        outputs = trial.outputs(first_order=config.first_order)
+        (masks,) = trial.candidates([config])
+        outputs = trial.outputs(masks, first_order=config.first_order)
         errors.append(torch.stack([(out.float() - exact).square().mean((2, 3)) for out in outputs]).amin(0))
     return torch.stack(errors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -68,20 +70,57 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, mask: BlockMask, tile
     Returns:
         `[B, H]`, mean over the sampled rows, fp32 (fp64 for fp64 input).
     """
-    chosen, sampled = spread_rows(mask.q_layout, tiles, rows, query.device)
+    return sample_mass(query, key, mask.q_layout, mask.kv_layout, tiles, rows).recall(mask)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledMass:
+    """Where the softmax mass of a few query rows lies.
+
+    Args:
+        mass: Summed over the rows of each query tile, fp32 or fp64 `[B * H, N, NK]`, `NK` key tiles of level 0.
+        tiles: The query tiles, int64 `[N]`.
+        rows: Rows of each.
+        shape: Batch entries and heads.
+    """
+
+    mass: torch.Tensor
+    tiles: torch.Tensor
+    rows: int
+    shape: tuple[int, int]
+
+    def recall(self, mask: BlockMask) -> torch.Tensor:
+        """Share of the mass on tiles of level 0 that a mask keeps, mean over the rows, `[B, H]`."""
+        tile, real = _fine_tiles(mask, self.tiles, *self.shape)
+        kept = (self.mass.gather(2, tile) * real).sum((1, 2))
+        return kept.view(self.shape) / (len(self.tiles) * self.rows)
+
+
+def sample_mass(
+    query: torch.Tensor, key: torch.Tensor, q_layout: TileLayout, kv_layout: TileLayout, tiles: int, rows: int
+) -> SampledMass:
+    """The mass that `sampled_recall` looks at, for masks of these layouts; levels above 0 do not count.
+
+    Args:
+        query: `[B, H, Sq, D]` in tile order.
+        key: `[B, H, Skv, D]` in tile order.
+        q_layout: Query tiles.
+        kv_layout: Key tiles.
+        tiles: Query tiles to sample.
+        rows: Rows to sample of each.
+    """
+    chosen, sampled = spread_rows(q_layout, tiles, rows, query.device)
     batch, heads, length, dim = key.shape
     wide = torch.promote_types(query.dtype, torch.float32)
     picked = (query.index_select(2, sampled).to(wide) * dim**-0.5).flatten(0, 1)
-    keys, kept = key.flatten(0, 1), _fine_tiles(mask, chosen, batch, heads)
+    keys = key.flatten(0, 1)
     step = max(1, workspace_bytes(query.device, CPU_WORKSPACE_BYTES) // (length * (len(sampled) + dim) * wide.itemsize))
     found = []
     for first in range(0, batch * heads, step):
         some = slice(first, first + step)
         weights = (picked[some] @ keys[some].to(wide).mT).softmax(2)
-        mass = tile_sums(weights, mask.kv_layout).unflatten(1, (-1, rows)).sum(2)
-        tile, real = (x[some] for x in kept)
-        found.append((mass.gather(2, tile) * real).sum((1, 2)))
-    return torch.cat(found).view(batch, heads) / len(sampled)
+        found.append(tile_sums(weights, kv_layout).unflatten(1, (-1, rows)).sum(2))
+    return SampledMass(torch.cat(found), chosen, rows, (batch, heads))
 
 
 def _fine_tiles(mask: BlockMask, rows: torch.Tensor, batch: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -200,8 +200,34 @@ class AttentionConfig:
 
     @property
     def selects_with(self) -> Hashable | None:
-        """What methods must agree on to choose tiles in one call of `select_heads`; `None` where each does alone."""
+        """What methods must agree on to choose tiles in one call of `select_heads` or `candidates_of_each`.
+
+        `None` where each does alone.
+        """
         return None
+
+    def candidates_of_each(
+        self,
+        configs: Sequence[AttentionConfig],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        runs: torch.Tensor | None = None,
+    ) -> list[list[BlockMask]]:
+        """The `candidates` of several methods; what their choices have in common is computed once.
+
+        Args:
+            configs: All agree with this one in `selects_with`, or it is this one alone.
+            query: As for `candidates`.
+            key: Likewise.
+            value: Likewise.
+            grid: Geometry.
+            shares_order: As for `candidates`.
+            runs: Likewise.
+        """
+        return [config.candidates(query, key, value, grid, shares_order, runs) for config in configs]
 
     def select_heads(
         self,

@@ -149,7 +149,21 @@ class PyramidConfig(AttentionConfig):
         runs: torch.Tensor | None = None,
     ) -> list[BlockMask]:
         """One mask, for queries and keys in any order."""
-        return [self._mask(query, key, value, grid, shares_order, [self.density] * query.shape[1], runs)]
+        return self._masks(query, key, value, grid, shares_order, [[self.density] * query.shape[1]], runs)
+
+    def candidates_of_each(
+        self,
+        configs: Sequence[AttentionConfig],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        grid: VideoGrid,
+        shares_order: torch.Tensor,
+        runs: torch.Tensor | None = None,
+    ) -> list[list[BlockMask]]:
+        """One mask of each density, from the same estimates."""
+        densities = [[density] * query.shape[1] for density in self._densities(configs)]
+        return [[mask] for mask in self._masks(query, key, value, grid, shares_order, densities, runs)]
 
     @property
     def selects_with(self) -> Hashable | None:
@@ -169,40 +183,48 @@ class PyramidConfig(AttentionConfig):
         configs: Sequence[AttentionConfig],
     ) -> BlockMask:
         """Choose tiles for heads of several densities."""
-        densities = [config.density for config in configs if isinstance(config, PyramidConfig)]
-        assert len(densities) == query.shape[1], "only methods that agree in all but the density select together"
-        return self._mask(query, key, value, grid, shares_order, densities, None)
+        densities = self._densities(configs)
+        assert len(densities) == query.shape[1], "a method for each head"
+        return self._masks(query, key, value, grid, shares_order, [densities], None)[0]
 
-    def _mask(
+    def _densities(self, configs: Sequence[AttentionConfig]) -> list[float]:
+        densities = [config.density for config in configs if isinstance(config, PyramidConfig)]
+        assert len(densities) == len(configs), "only methods that agree in all but the density select together"
+        return densities
+
+    def _masks(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        densities: Sequence[float],
+        densities: Sequence[Sequence[float]],
         runs: torch.Tensor | None,
-    ) -> BlockMask:
-        """The mask for a density of each head."""
+    ) -> list[BlockMask]:
+        """Masks, each for a density of each head."""
         q_layout, rule = self.query_layout(query, grid, runs), self._rule
         kv_layout = TileLayout(grid.key_segments, self.kv_tile, self.num_levels if rule is None else rule.top + 1)
         misses_peaks = self.kv_samples is not None or self.search == "top_down"
         keep_own = misses_peaks if self.keep_own_tile is None else self.keep_own_tile
-        budgets = [max(1, round(density * kv_layout.num_tiles)) for density in densities]
+        budgets = [[max(1, round(density * kv_layout.num_tiles)) for density in one] for one in densities]
         own = OwnTiles.of(q_layout, kv_layout, shares_order, runs) if keep_own else None
         if self.search == "top_down":
-            (budget,) = set(budgets)
+            ((budget,),) = (set(one) for one in budgets)
             beam = budget if self.beam is None else self.beam
-            return select_top_down(
-                query, key, value, q_layout, kv_layout, budget=budget, beam=beam, q_samples=self.q_samples, own=own
-            )
+            samples = self.q_samples
+            return [
+                select_top_down(
+                    query, key, value, q_layout, kv_layout, budget=budget, beam=beam, q_samples=samples, own=own
+                )
+            ]
         return pyramid.select(
             query,
             key,
             value,
             q_layout,
             kv_layout,
-            budget=budgets,
+            budgets=budgets,
             q_samples=self.q_samples,
             kv_samples=self.kv_samples,
             own=own,

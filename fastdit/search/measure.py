@@ -26,10 +26,12 @@ from fastdit.plan import TransformerIdentity
 from fastdit.plan_config import identify
 from fastdit.probe import AttentionProbe
 from fastdit.run_memory import RunMemory
+from fastdit.search.head_errors import FloatArray, IntArray, ModeFigures, output_grams
 from fastdit.search.ladder import Mode, numbered_orders
 from fastdit.search.measuring_session import MeasuringSession, MeasuringSlot
-from fastdit.search.mode_figures import FloatArray, IntArray, ModeFigures, measure_mode, output_grams
+from fastdit.search.mode_figures import measure_modes
 from fastdit.search.replay import RecordedCalls, sample_of
+from fastdit.search.trial_figures import ModeCall
 
 Place = tuple[int, int]
 
@@ -121,16 +123,11 @@ class ModeProbe(AttentionProbe):
         if step not in self.measured_steps:
             self._build_masks(site, forward.grid, query, key, value)
             return
-        found: list[ModeFigures] = []
-        for name, mode in self.modes.items():
-            if not isinstance(mode, AttentionConfig):
-                zeros, ones = np.zeros(heads), np.ones(heads)
-                found.append(ModeFigures(zeros, ones, ones, zeros, np.full(heads, -1)))
-                continue
-            memory, grams = self._memory(mode), self._grams[slot.transformer, slot.layer]
-            cache = self._session.cache
-            own = self._ordered(site, name, mode)
-            found.append(measure_mode(query, key, value, forward.grid, mode, cache, memory, own, grams))
+        sparse = {name: mode for name, mode in self.modes.items() if isinstance(mode, AttentionConfig)}
+        calls = [ModeCall(mode, self._memory(mode), self._ordered(site, name, mode)) for name, mode in sparse.items()]
+        cache, grams = self._session.cache, self._grams[slot.transformer, slot.layer]
+        figures = iter(measure_modes(query, key, value, forward.grid, calls, cache, grams))
+        found = [next(figures) if name in sparse else ModeFigures.dense(heads) for name in self.modes]
         self.errors[place] = np.stack([one.error for one in found], 1)
         self.densities[place] = np.stack([one.density for one in found], 1)
         self.recalls[place] = np.stack([one.recall for one in found], 1)

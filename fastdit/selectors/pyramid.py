@@ -36,14 +36,14 @@ def select(
     q_layout: TileLayout,
     kv_layout: TileLayout,
     *,
-    budget: int | Sequence[int],
+    budgets: Sequence[int | Sequence[int]],
     q_samples: int = 4,
     kv_samples: int | None = None,
     own: OwnTiles | None = None,
     scale: float | None = None,
     rule: LevelRule | None = None,
-) -> BlockMask:
-    """Build the mask of one layer.
+) -> list[BlockMask]:
+    """Build masks of one layer, one for each budget; errors are estimated once for all of them.
 
     The first segment of both layouts is the video, a second one the text. Text keys are kept at level 0 by every row
     and count towards the budget; text queries see everything at level 0. A row keeps at least one video tile.
@@ -54,33 +54,28 @@ def select(
         value: `[B, H, S, D]` in the order of `key`.
         q_layout: Query tiles.
         kv_layout: Key tiles with all levels that may be used.
-        budget: Most tiles per row, unless text and own tiles alone are more; for all heads, or one for each.
+        budgets: Of each mask, most tiles per row, unless text and own tiles alone are more; for all heads, or one for
+            each head.
         q_samples: Rows sampled of each query tile.
         kv_samples: Tokens seen of each level-0 key tile; `None` for all, which no peak escapes.
         own: Tiles that are kept at level 0 in any case.
         scale: Factor on the scores, default `1 / sqrt(D)`.
         rule: Choose levels by rank instead, with blocks of the coarsest level of `kv_layout`, which must be that of the
-            rule. `budget` does not apply.
+            rule. Budgets do not apply.
     """
     batch, heads, _, dim = query.shape
     scale = 1 / math.sqrt(dim) if scale is None else scale
     video_tiles, text_tiles = q_layout.segment_tiles(0)[0], sum(kv_layout.segment_tiles(0)[1:])
-    given = [budget] * heads if isinstance(budget, int) else budget
     most_own = 0 if own is None else own.most
-    budgets = [max(1, number - text_tiles) for number in given] * batch
-    limit = max(most_own, *budgets)
-    if rule is not None:
-        blocks = kv_layout.segment_tiles(rule.top)[0]
-        limit = min(blocks << rule.top, rule.max_tiles(blocks) + (most_own << rule.top))
-    width = max(limit + text_tiles, kv_layout.num_tiles if q_layout.num_tiles > video_tiles else 0)
     rows = sampled_rows(query, q_layout, q_samples)
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     forced = None
     if own is not None:
         held = own.hold(torch.arange(kv_layout.segment_tiles(0)[0], device=query.device), 0)
         forced = held.expand(batch, -1, -1, -1).flatten(0, 1)
-    keep = KeepTable(kv_layout, width, query.device)
-    indices, counts = keep.everything(batch * heads, q_layout.num_tiles)
+    given = [[budget] * heads if isinstance(budget, int) else budget for budget in budgets]
+    of_heads = [[max(1, number - text_tiles) for number in one] * batch for one in given]
+    masks = [_EmptyMask(kv_layout, q_layout, _limit(kv_layout, one, most_own, rule), query) for one in of_heads]
     video = TileLayout(kv_layout.segments[:1], kv_layout.tile, kv_layout.num_levels)
     workspace = workspace_bytes(query.device, CPU_WORKSPACE_BYTES)
     for some in _head_groups(batch * heads, video_tiles, kv_layout, query.device):
@@ -88,13 +83,42 @@ def select(
         required = None if forced is None else forced[some]
         if rule is None:
             errors = estimated_errors(*given_some, kv_samples=kv_samples, scale=scale, workspace=workspace)
-            cut = _cut(*errors, required, budgets[some], most_own)
+            cuts = [_cut(*errors, required, one[some], most_own) for one in of_heads]
         else:
             masses = estimated_masses(*given_some, kv_samples=kv_samples, scale=scale, workspace=workspace)
-            cut = choose_levels(masses, key[some], rule, video, required)
-        indices[some, :video_tiles], counts[some, :video_tiles] = keep.listed(cut)
-    shape = (batch, heads)
-    return BlockMask(indices.unflatten(0, shape), counts.unflatten(0, shape), q_layout, kv_layout)
+            cuts = [choose_levels(masses, key[some], rule, video, required)] * len(of_heads)
+        for mask, cut in zip(masks, cuts, strict=True):
+            mask.fill(some, cut)
+    return [mask.finish(batch, heads) for mask in masks]
+
+
+def _limit(layout: TileLayout, budgets: Sequence[int], most_own: int, rule: LevelRule | None) -> int:
+    """Most video tiles of a row."""
+    if rule is None:
+        return max(most_own, *budgets)
+    blocks = layout.segment_tiles(rule.top)[0]
+    return min(blocks << rule.top, rule.max_tiles(blocks) + (most_own << rule.top))
+
+
+class _EmptyMask:
+    """A mask that keeps everything, whose video rows are filled in, some heads at a time."""
+
+    def __init__(self, kv_layout: TileLayout, q_layout: TileLayout, limit: int, like: torch.Tensor) -> None:
+        self._kv_layout, self._q_layout = kv_layout, q_layout
+        self._video_tiles, text = q_layout.segment_tiles(0)[0], sum(kv_layout.segment_tiles(0)[1:])
+        whole = kv_layout.num_tiles if q_layout.num_tiles > self._video_tiles else 0
+        self._table = KeepTable(kv_layout, max(limit + text, whole), like.device)
+        self._indices, self._counts = self._table.everything(like.shape[0] * like.shape[1], q_layout.num_tiles)
+
+    def fill(self, some: slice, cut: list[torch.Tensor]) -> None:
+        """Set what some heads keep."""
+        listed = self._table.listed(cut)
+        self._indices[some, : self._video_tiles], self._counts[some, : self._video_tiles] = listed
+
+    def finish(self, *shape: int) -> BlockMask:
+        """The mask, of heads in this shape."""
+        indices, counts = (x.unflatten(0, shape) for x in (self._indices, self._counts))
+        return BlockMask(indices, counts, self._q_layout, self._kv_layout)
 
 
 def sampled_rows(query: torch.Tensor, layout: TileLayout, samples: int) -> torch.Tensor:

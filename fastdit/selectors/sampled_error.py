@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,26 +46,47 @@ class SampledRows:
             mask: Over all query tiles.
             first_order: Take pooled tiles to first order, as in a whole call.
         """
-        out = self.outputs(key, value, mask, first_order=first_order).float()
+        (out,) = self.outputs(key, value, [mask], first_order=first_order)
+        out = out.float()
         exact = self.exact.float()
         norm = exact.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         mean: torch.Tensor = ((out - exact).norm(dim=-1) / norm).mean(2)
         return mean
 
     def outputs(
-        self, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, *, first_order: bool = False
-    ) -> torch.Tensor:
-        """What the sampled rows get under a mask, `[B, H, N * rows, D]`; arguments as for `error`."""
-        if not first_order or mask.kv_layout.num_levels == 1:
-            return self._attend(self.query, key, value, mask_of_tiles(mask, self.tiles, self.rows), 0)
+        self, key: torch.Tensor, value: torch.Tensor, masks: Sequence[BlockMask], *, first_order: bool = False
+    ) -> list[torch.Tensor]:
+        """What the sampled rows get under each of some masks, `[B, H, N * rows, D]`; arguments as for `error`.
+
+        Masks of one layout of the keys are attended in one call, which pools the keys once.
+        """
+        together: dict[TileLayout, list[int]] = {}
+        for number, mask in enumerate(masks):
+            together.setdefault(mask.kv_layout, []).append(number)
+        found: dict[int, torch.Tensor] = {}
+        for numbers in together.values():
+            outs = self._outputs(key, value, [masks[number] for number in numbers], first_order)
+            found |= dict(zip(numbers, outs, strict=True))
+        return [found[number] for number in range(len(masks))]
+
+    def _outputs(
+        self, key: torch.Tensor, value: torch.Tensor, masks: Sequence[BlockMask], first_order: bool
+    ) -> Sequence[torch.Tensor]:
+        """`outputs` for masks of one layout."""
+        shape = self.query.shape[:2]
+        if not first_order or masks[0].kv_layout.num_levels == 1:
+            mask = _joined([mask_of_tiles(mask, self.tiles, self.rows) for mask in masks], *shape)
+            out = self._attend(self.query.repeat(1, 1, len(masks), 1), key, value, mask, 0)
+            return out.chunk(len(masks), 2)
         assert self.middle is not None, "sampled with `sample_exactly`"
         # In the middle of the sampled rows, where it is found as the middle of a tile.
         place = (self.rows + 1) // 2
         own = self.query.unflatten(2, (-1, self.rows))
         query = torch.cat([own[:, :, :, :place], self.middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
-        out = self._attend(query, key, value, mask_of_tiles(mask, self.tiles, self.rows + 1), 1)
+        mask = _joined([mask_of_tiles(mask, self.tiles, self.rows + 1) for mask in masks], *shape)
+        out = self._attend(query.repeat(1, 1, len(masks), 1), key, value, mask, 1)
         out = out.unflatten(2, (-1, self.rows + 1))
-        return torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3)
+        return torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3).chunk(len(masks), 2)
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, first_order_rows: int
@@ -76,6 +98,18 @@ class SampledRows:
             query, key, value, mask, scale=self.scale, first_order_rows=first_order_rows, implementation="torch"
         )
         return out
+
+
+def _joined(masks: Sequence[BlockMask], batch: int, heads: int) -> BlockMask:
+    """One mask over the query tiles of several, one after another."""
+    if len(masks) == 1:
+        return masks[0]
+    width = max(mask.indices.shape[3] for mask in masks)
+    indices = [F.pad(mask.indices, (0, width - mask.indices.shape[3])).expand(batch, heads, -1, -1) for mask in masks]
+    counts = [mask.counts.expand(batch, heads, -1) for mask in masks]
+    layouts = [mask.q_layout for mask in masks]
+    q_layout = TileLayout((sum(layout.length for layout in layouts),), layouts[0].tile)
+    return BlockMask(torch.cat(indices, 2), torch.cat(counts, 2), q_layout, masks[0].kv_layout)
 
 
 def sample_exactly(

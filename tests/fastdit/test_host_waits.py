@@ -146,13 +146,13 @@ def test_no_scores_of_rows_and_keys_are_formed(cuda, monkeypatch):
     q_layout, kv_layout = TileLayout((75600,), 128), TileLayout((75600,), 64, 6)
     x = torch.empty(1, 40, 75600, 128, dtype=torch.bfloat16, device="cuda")
     cuda.waits.clear()
-    mask = pyramid.select(x, x, x, q_layout, kv_layout, budget=236)
+    (mask,) = pyramid.select(x, x, x, q_layout, kv_layout, budgets=[236])
     assert mask.indices.shape == (1, 40, 591, 236)
     assert cuda.waits == {}
     # The tokens, 774 MB; errors, 447 MB and as much again while they are turned; lists of what is kept.
     assert cuda.peak_bytes < 3e9
     with pytest.raises(MemoryError, match="scores"):
-        pyramid.select(x, x, x, q_layout, kv_layout, budget=236, kv_samples=8)
+        pyramid.select(x, x, x, q_layout, kv_layout, budgets=[236], kv_samples=8)
 
 
 def test_looking_at_a_mask_of_a_long_video_takes_few_launches(cuda):

@@ -69,13 +69,13 @@ def test_a_budget_per_head_gives_what_each_budget_gives_alone(rng, length, text,
     shares, budgets = torch.tensor([True, False, True, True, False]), [9, 1, 3, 3, 40]
     for own in (None, OwnTiles.of(q_layout, kv_layout, shares)):
         options = {"kv_samples": samples}
-        mask = pyramid.select(3 * q, k, v, q_layout, kv_layout, budget=budgets, own=own, **options)
+        (mask,) = pyramid.select(3 * q, k, v, q_layout, kv_layout, budgets=[budgets], own=own, **options)
         mask.validate()
         for head, budget in enumerate(budgets):
             one = slice(head, head + 1)
             mine = None if own is None else own.of_heads(shares[one])
             part = [3 * q[:, one], k[:, one], v[:, one]]
-            alone = pyramid.select(*part, q_layout, kv_layout, budget=budget, own=mine, **options)
+            (alone,) = pyramid.select(*part, q_layout, kv_layout, budgets=[budget], own=mine, **options)
             assert torch.equal(mask.counts[:, one], alone.counts)
             slots = alone.counts.max()
             assert torch.equal(mask.indices[:, one, :, :slots], alone.indices[..., :slots])
@@ -85,9 +85,9 @@ def test_budgets_of_few_heads_at_a_time(rng, monkeypatch):
     """Heads that are worked on apart keep their own budgets, in every batch entry."""
     q, k, v = (torch.randn(2, 3, 130, 12, generator=rng) for _ in range(3))
     layouts = TileLayout((130,), 32), TileLayout((130,), 16, 4)
-    whole = pyramid.select(q, k, v, *layouts, budget=[2, 5, 3])
+    (whole,) = pyramid.select(q, k, v, *layouts, budgets=[[2, 5, 3]])
     monkeypatch.setattr(pyramid, "CPU_TABLE_BYTES", 1)
-    parts = pyramid.select(q, k, v, *layouts, budget=[2, 5, 3])
+    (parts,) = pyramid.select(q, k, v, *layouts, budgets=[[2, 5, 3]])
     assert torch.equal(whole.indices, parts.indices)
     assert whole.counts.amax((0, 2)).tolist() == [2, 5, 3]
 

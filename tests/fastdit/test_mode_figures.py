@@ -13,7 +13,8 @@ from fastdit.order_trials import trial_errors
 from fastdit.plan import ALL_SPARSE
 from fastdit.recall import sampled_recall
 from fastdit.run_memory import RunMemory
-from fastdit.search.mode_figures import measure_mode
+from fastdit.search.mode_figures import measure_modes
+from fastdit.search.trial_figures import ModeCall
 
 # What is measured on trial lies in unshifted tiles.
 SETTINGS = {"shift_tiles": False, "schedule": ALL_SPARSE, "min_tokens": 0, "q_tile": 16, "kv_tile": 16, "order": "auto"}
@@ -32,7 +33,8 @@ def tensors(request, rng):
 
 def measure(tensors, config, memory=None, site=SITE):
     grid, given = tensors
-    return measure_mode(*given, grid, config, MaskCache(), memory or RunMemory(), site)
+    (found,) = measure_modes(*given, grid, [ModeCall(config, memory or RunMemory(), site)], MaskCache())
+    return found
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,26 @@ def test_masks_that_are_kept_and_new_ones_take_the_same_orders(tensors):
     new = measure(tensors, source, memory)
     assert np.array_equal(new.orders, numbers)
     assert np.allclose(new.density, first.density, atol=0.03)
+
+
+@pytest.mark.parametrize("orders_given", [False, True], ids=["settled", "given"])
+def test_modes_measured_together_are_those_measured_alone(tensors, orders_given):
+    grid, given = tensors
+    methods = [PyramidConfig(density=density, **SETTINGS) for density in (0.6, 0.1, 0.3)]
+    methods.insert(1, AdaptiveConfig(density=0.3, **SETTINGS))
+    methods.append(PyramidConfig(density=0.3, **{**SETTINGS, "q_tile": 2 * SETTINGS["q_tile"]}))
+    methods.append(CachedConfig(source=methods[0], refresh_every=10, min_recall=None))
+    sites = [SITE] * len(methods)
+    if orders_given:
+        numbers = [(0, 1, 0, 4), (2, 1, 0, 0), (3, 3, 3, 3), (0, 4, 2, 1), (1, 1, 0, 0), (0, 1, 0, 4)]
+        sites = [
+            CallSite(0, 0, "cond", 0, orders=tuple(config.order_pairs[number] for number in row))
+            for config, row in zip([*methods[:-1], methods[0]], numbers, strict=True)
+        ]
+    calls = [ModeCall(config, RunMemory(), site) for config, site in zip(methods, sites, strict=True)]
+    calls[-1].memory.orders = calls[0].memory.orders
+    together = measure_modes(*given, grid, calls, MaskCache())
+    for config, site, found in zip(methods[:-1], sites, together, strict=False):
+        alone = measure(tensors, config, site=site)
+        assert all(np.array_equal(one, other) for one, other in zip(found, alone, strict=True))
+    assert np.array_equal(together[-1].orders, together[0].orders)

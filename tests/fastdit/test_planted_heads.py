@@ -10,8 +10,9 @@ from fastdit.mask_reuse import CallSite
 from fastdit.plan import TransformerIdentity
 from fastdit.run_memory import RunMemory
 from fastdit.search import CostModel, allocate, default_ladder
-from fastdit.search.measure import measure_mode
+from fastdit.search.mode_figures import measure_modes
 from fastdit.search.tables import build_tables
+from fastdit.search.trial_figures import ModeCall
 
 GRID = fastdit.VideoGrid(frames=8, height=12, width=16)
 DENSE, LOCAL, TEMPORAL, SKIPPABLE = range(4)
@@ -43,7 +44,8 @@ def tables():
     sparse = [mode for mode in MODES.values() if mode != "dense"]
     cache, memories = MaskCache(), {mode.method: RunMemory() for mode in sparse}
     site = CallSite(0, 0, "cond", 0)
-    found = [measure_mode(query, key, value, GRID, mode, cache, memories[mode.method], site) for mode in sparse]
+    calls = [ModeCall(mode, memories[mode.method], site) for mode in sparse]
+    found = measure_modes(query, key, value, GRID, calls, cache)
     columns = {name: np.stack([getattr(one, name) for one in found], 1) for name in ("error", "density", "recall")}
     arrays = {
         f"{name}_0": np.concatenate([np.full((4, 1), float(name != "error")), table], 1)[None, None]

@@ -2,11 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastdit.selectors import pyramid
 from fastdit.selectors.own_tiles import OwnTiles, own_tiles
-from fastdit.selectors.pyramid import select
 from fastdit.selectors.pyramid_keys import pyramid_keys
 from fastdit.selectors.pyramid_statistics import node_errors
 from fastdit_kernels import TileLayout, block_mass, block_sparse_attention, select_tiles
+
+
+def select(*given, budget, **settings):
+    (mask,) = pyramid.select(*given, budgets=[budget], **settings)
+    return mask
 
 
 def layouts(length, q_tile=32, kv_tile=16, levels=4, text=0):
@@ -154,3 +159,14 @@ def test_half_the_error_of_the_best_binary_choice_on_spread_attention(rng):
         errors = [relative_error(block_sparse_attention(q, k, v, each), exact) for each in (mask, oracle)]
         assert mask.density() <= oracle.density() + 1e-9
         assert errors[0] < 0.5 * errors[1]
+
+
+def test_masks_of_several_budgets_are_those_of_one_at_a_time(rng):
+    q, k, v = random_qkv(130, rng, heads=3)
+    own = OwnTiles.of(*layouts(130), torch.tensor([True, False, True]))
+    budgets = [5, [1, 4, 2], 2]
+    together = pyramid.select(q, k, v, *layouts(130), budgets=budgets, own=own)
+    for budget, mask in zip(budgets, together, strict=True):
+        alone = select(q, k, v, *layouts(130), budget=budget, own=own)
+        assert torch.equal(mask.indices, alone.indices)
+        assert torch.equal(mask.counts, alone.counts)

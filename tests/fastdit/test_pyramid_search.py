@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdit import ConfigError, PyramidConfig, VideoGrid, sparse_attention
+from fastdit.selectors import pyramid
 from fastdit.selectors.own_tiles import OwnTiles, own_tiles
-from fastdit.selectors.pyramid import select
 from fastdit.selectors.pyramid_top_down import select_top_down
 from fastdit_eval.attention_heads import make_heads
 from fastdit_eval.selector_task import SelectorTask
@@ -60,8 +60,9 @@ def test_with_everything_opened_it_errs_hardly_more_than_the_full_search(rng, te
     exact = F.scaled_dot_product_attention(q, k, v)
     for budget in (4, 8):
         errors = []
-        for choose, settings in ((select, {}), (select_top_down, {"beam": 99})):
-            mask = choose(q, k, v, *layouts(403, text=text), budget=budget, **settings)
+        (whole,) = pyramid.select(q, k, v, *layouts(403, text=text), budgets=[budget])
+        opened = select_top_down(q, k, v, *layouts(403, text=text), budget=budget, beam=99)
+        for mask in (whole, opened):
             errors.append((block_sparse_attention(q, k, v, mask) - exact)[:, :, :403].norm())
         assert errors[1] < 1.1 * errors[0]
 

@@ -8,7 +8,7 @@ from torch import nn
 import fastdit
 from fastdit.plan import TransformerIdentity
 from fastdit.search.gains import gain_columns, phase_gains, sparse_from
-from fastdit.search.mode_figures import output_grams, projected_error
+from fastdit.search.head_errors import output_grams, projected_error
 from fastdit.search.price import RunShape, attention_share, count_search
 from fastdit.search.promise import USUAL_DEVIATION, first_aim, surplus_of
 from fastdit.search.replay import RecordedCalls, calls_before, replayed

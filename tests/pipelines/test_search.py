@@ -257,13 +257,15 @@ def test_sampled_errors_are_those_of_all_rows(wan):
     from fastdit.mask_cache import MaskCache
     from fastdit.mask_reuse import CallSite
     from fastdit.run_memory import RunMemory
-    from fastdit.search.measure import measure_mode
+    from fastdit.search.mode_figures import measure_modes
+    from fastdit.search.trial_figures import ModeCall
 
     grid = fastdit.VideoGrid(frames=4, height=12, width=12)
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, grid.length, 3, 16, generator=rng) for _ in range(3))
     config = fastdit.AdaptiveConfig(density=0.3, schedule=ALL_SPARSE, min_tokens=0, q_tile=32, kv_tile=16)
-    found = measure_mode(q, k, v, grid, config, MaskCache(), RunMemory(), CallSite(0, 0, "cond", 0))
+    call = ModeCall(config, RunMemory(), CallSite(0, 0, "cond", 0))
+    (found,) = measure_modes(q, k, v, grid, [call], MaskCache())
     exact, result = sdpa(q, k, v), sparse_step(q, k, v, grid, config, MaskCache())
     true = (result.out - exact).square().mean((0, 1, 3)).numpy()
     assert np.allclose(found.error, true, rtol=0.35)
