@@ -16,7 +16,6 @@ from fastdit.errors import ConfigError
 from fastdit.plan import Phase, Plan, PlanGrid, PlanPoint, TransformerIdentity
 from fastdit.search.allocation import IntArray, allocate, pareto_front, total
 from fastdit.search.cost import CostModel
-from fastdit.search.error_curves import with_drawn_curves
 from fastdit.search.gains import gain_columns, phase_gains, sparse_from
 from fastdit.search.identity import describe_pipeline
 from fastdit.search.ladder import Mode
@@ -136,6 +135,8 @@ class Search:
         self.settings, self.runs, self.on_plan = settings, runs, on_plan
         self._measured: list[Arrays] = []
         self._transformers: list[TransformerIdentity] = []
+        # PSNR of the run that gains of all phases were measured with.
+        self._all_sparse = math.inf
 
     def run(self) -> Plan:
         """Measure, then allocate and verify until done."""
@@ -150,8 +151,7 @@ class Search:
 
     def measure(self) -> SearchTables:
         """Measure modes and gains, and put them together."""
-        found = [self.runs.measure(number) for number in range(len(self.settings.measured_runs))]
-        self._measured = with_drawn_curves(found, list(self.settings.modes.values()))
+        self._measured = [self.runs.measure(number) for number in range(len(self.settings.measured_runs))]
         names = self._measured[0]["identities"].tolist()
         self._transformers = [TransformerIdentity.model_validate_json(name) for name in names]
         return self._tables(self.settings.cost_model)
@@ -203,12 +203,14 @@ class Search:
             if any(steps[phase]):
                 plan = self._plan(sparse_from(phase, settings.phases, modes, self._transformers, orders), 0.0, 0.0)
                 mse[phase] = self.runs.error_from_phase(phase, plan)
+        worst = max(error for error in mse if error is not None)
+        self._all_sparse = -10 * math.log10(max(worst, 1e-12))
         return phase_gains(mse, [first], self._transformers, steps, columns)
 
     def _keeping_promise(self, tables: SearchTables) -> Plan:
         """Move the bound on the predicted error until the promise is kept closely."""
         settings = self.settings
-        first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED) / 10)
+        first = 10 ** (-first_aim(settings, CLOSE_WHEN_VERIFIED, self._all_sparse) / 10)
 
         def screen(choice: IntArray) -> tuple[Plan, float]:
             return self._tried(tables, choice, settings.screening_runs, tail=False)
