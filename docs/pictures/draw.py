@@ -209,9 +209,11 @@ def draw_promises() -> Figure:
     if found:
         axis.plot(other, at, "s--", color="#c1440e", label="best uniform setting of the same mean PSNR")
     else:
-        cells = json.loads(UNIFORM_CELLS.read_text())["on_all_held_out"]
-        line = [[cell[name] for cell in cells] for name in ("density", "psnr")]
-        axis.plot(*line, "s--", color="#c1440e", label="best uniform settings: pyramids, three dense steps of 12")
+        cells = json.loads(UNIFORM_CELLS.read_text())
+        lines = ("on_all_held_out", "two", "#c1440e"), ("with_three_dense_steps", "three", "#e0a080")
+        for name, steps, color in lines:
+            line = [[cell[figure] for cell in cells[name]] for figure in ("density", "psnr")]
+            axis.plot(*line, "s--", color=color, label=f"best uniform settings: pyramids, {steps} dense steps of 12")
     for row, x, y in zip(found, other, at, strict=True):
         axis.annotate("", (row["held_out"]["density"], y), (x, y), arrowprops={"arrowstyle": "->", "color": "gray"})
         axis.text(x, y, f"  {row['saving']:.0%} saved", va="top", fontsize=9)
