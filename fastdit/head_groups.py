@@ -114,7 +114,8 @@ def _select_together(
         if shares is None:
             shares = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
         configs = [config for config, number in methods for _ in range(number)]
-        return method.select_heads(query, key, value, grid, shares, configs)
+        (mask,) = method.select_heads(query, key, value, grid, shares, [configs])
+        return mask
     if method.orders_heads:
         assert shares is not None, "known wherever a method reorders keys"
         return method.select_reordered(query, key, value, grid, shares)

@@ -91,7 +91,7 @@ def named_order(grid: VideoGrid, order: ShiftedOrder, device: torch.device, cach
 def order_maker(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, cache: MaskCache) -> MakeOrder:
     """Makes the orders of some heads, those from geometry and `"score"`, from tensors in the model's token order."""
 
-    def make(order: ShiftedOrder, heads: list[int]) -> torch.Tensor:
+    def make(order: ShiftedOrder, heads: Sequence[int]) -> torch.Tensor:
         if order.name != "score":
             return named_order(grid, order, query.device, cache)
         places = on_device(heads, query.device, cache)

@@ -21,7 +21,7 @@ GOLDEN = 0.6180339887498949
 # The orders of queries and of keys.
 OrderPair = tuple[str, str]
 # Gives a permutation of the model's sequence for some heads: `[S]` for all alike, or `[len(heads), S]`.
-MakeOrder = Callable[[ShiftedOrder, list[int]], torch.Tensor]
+MakeOrder = Callable[[ShiftedOrder, Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,11 @@ class OrderTrial:
             configs: Methods that agree in `selects_with`, or a single one.
         """
         shares = torch.full((len(self.heads),), self.pair[0] == self.pair[1], device=self.query.device)
-        return configs[0].candidates_of_each(configs, self.query, self.key, self.value, self.grid, shares, self.first)
+        given = self.query, self.key, self.value, self.grid, shares
+        if configs[0].selects_with is None:
+            return [config.candidates(*given, self.first) for config in configs]
+        of_heads = [[config] * len(self.heads) for config in configs]
+        return [[mask] for mask in configs[0].select_heads(*given, of_heads, self.first)]
 
     def outputs(self, masks: Sequence[BlockMask], *, first_order: bool) -> list[torch.Tensor]:
         """What the sampled rows get under each mask, `[B, H, N * TRIAL_ROWS, D]`."""
@@ -90,14 +94,14 @@ def trials_of(
     part = torch.arange(number, dtype=torch.float64, device=query.device)
     # Another place in each of equal parts of the curve, so that places within query tiles differ as well.
     along = ((part + (part + 0.5) * GOLDEN % 1) * video / number).long()
-    tokens = make(ShiftedOrder("gilbert"), list(range(query.shape[1])))[along]
+    tokens = make(ShiftedOrder("gilbert"), range(query.shape[1]))[along]
     within = torch.arange(q_tile, device=query.device)
     for pair, heads in wanted:
         all_heads = len(heads) == query.shape[1]
         q, k, v = (query, key, value) if all_heads else (x[:, list(heads)] for x in (query, key, value))
-        k_order = make(ShiftedOrder(pair[1]), list(heads))
+        k_order = make(ShiftedOrder(pair[1]), heads)
         k, v = gather_tokens(k, k_order), gather_tokens(v, k_order)
-        q_order = make(ShiftedOrder(pair[0]), list(heads))
+        q_order = make(ShiftedOrder(pair[0]), heads)
         first = (invert_order(q_order)[tokens] // q_tile * q_tile).clamp(max=video - q_tile)
         q = q.index_select(2, q_order[(first.unsqueeze(1) + within).flatten()])
         sampled = sample_exactly(q, k, v, TileLayout((q.shape[2],), q_tile), tiles=number, rows=TRIAL_ROWS)

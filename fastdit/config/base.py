@@ -200,34 +200,8 @@ class AttentionConfig:
 
     @property
     def selects_with(self) -> Hashable | None:
-        """What methods must agree on to choose tiles in one call of `select_heads` or `candidates_of_each`.
-
-        `None` where each does alone.
-        """
+        """What methods must agree on to choose tiles in one call of `select_heads`; `None` where each does alone."""
         return None
-
-    def candidates_of_each(
-        self,
-        configs: Sequence[AttentionConfig],
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        grid: VideoGrid,
-        shares_order: torch.Tensor,
-        runs: torch.Tensor | None = None,
-    ) -> list[list[BlockMask]]:
-        """The `candidates` of several methods; what their choices have in common is computed once.
-
-        Args:
-            configs: All agree with this one in `selects_with`, or it is this one alone.
-            query: As for `candidates`.
-            key: Likewise.
-            value: Likewise.
-            grid: Geometry.
-            shares_order: As for `candidates`.
-            runs: Likewise.
-        """
-        return [config.candidates(query, key, value, grid, shares_order, runs) for config in configs]
 
     def select_heads(
         self,
@@ -236,9 +210,12 @@ class AttentionConfig:
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        configs: Sequence[AttentionConfig],
-    ) -> BlockMask:
-        """`select_reordered` in one call for heads of several methods, each as its own method would.
+        configs: Sequence[Sequence[AttentionConfig]],
+        runs: torch.Tensor | None = None,
+    ) -> list[BlockMask]:
+        """`candidates` in one call for heads of several methods, each the only one of its own method.
+
+        What their choices have in common is computed once.
 
         Args:
             query: `[B, H, S, D]`, like all tensors as in `candidates`.
@@ -246,7 +223,9 @@ class AttentionConfig:
             value: `[B, H, S, D]`.
             grid: Geometry.
             shares_order: bool `[H]`.
-            configs: The method of each head; all agree with this one in `selects_with`, which is not `None`.
+            configs: Of each mask that is wanted, the method of each head; all agree with this one in `selects_with`,
+                which is not `None`.
+            runs: As in `candidates`.
         """
         raise ConfigError(f"{type(self).__name__} selects for the heads of one config at a time")
 

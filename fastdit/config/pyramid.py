@@ -151,20 +151,6 @@ class PyramidConfig(AttentionConfig):
         """One mask, for queries and keys in any order."""
         return self._masks(query, key, value, grid, shares_order, [[self.density] * query.shape[1]], runs)
 
-    def candidates_of_each(
-        self,
-        configs: Sequence[AttentionConfig],
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        grid: VideoGrid,
-        shares_order: torch.Tensor,
-        runs: torch.Tensor | None = None,
-    ) -> list[list[BlockMask]]:
-        """One mask of each density, from the same estimates."""
-        densities = [[density] * query.shape[1] for density in self._densities(configs)]
-        return [[mask] for mask in self._masks(query, key, value, grid, shares_order, densities, runs)]
-
     @property
     def selects_with(self) -> Hashable | None:
         """All settings but the density and the order; the search from the top goes head by head anyway."""
@@ -180,17 +166,17 @@ class PyramidConfig(AttentionConfig):
         value: torch.Tensor,
         grid: VideoGrid,
         shares_order: torch.Tensor,
-        configs: Sequence[AttentionConfig],
-    ) -> BlockMask:
+        configs: Sequence[Sequence[AttentionConfig]],
+        runs: torch.Tensor | None = None,
+    ) -> list[BlockMask]:
         """Choose tiles for heads of several densities."""
-        densities = self._densities(configs)
-        assert len(densities) == query.shape[1], "a method for each head"
-        return self._masks(query, key, value, grid, shares_order, [densities], None)[0]
-
-    def _densities(self, configs: Sequence[AttentionConfig]) -> list[float]:
-        densities = [config.density for config in configs if isinstance(config, PyramidConfig)]
-        assert len(densities) == len(configs), "only methods that agree in all but the density select together"
-        return densities
+        densities = [
+            [config.density for config in of_heads if isinstance(config, PyramidConfig)] for of_heads in configs
+        ]
+        assert all(len(one) == query.shape[1] for one in densities), (
+            "only methods that agree in all but the density select together"
+        )
+        return self._masks(query, key, value, grid, shares_order, densities, runs)
 
     def _masks(
         self,
@@ -210,13 +196,19 @@ class PyramidConfig(AttentionConfig):
         budgets = [[max(1, round(density * kv_layout.num_tiles)) for density in one] for one in densities]
         own = OwnTiles.of(q_layout, kv_layout, shares_order, runs) if keep_own else None
         if self.search == "top_down":
-            ((budget,),) = (set(one) for one in budgets)
-            beam = budget if self.beam is None else self.beam
-            samples = self.q_samples
             return [
                 select_top_down(
-                    query, key, value, q_layout, kv_layout, budget=budget, beam=beam, q_samples=samples, own=own
+                    query,
+                    key,
+                    value,
+                    q_layout,
+                    kv_layout,
+                    budget=budget,
+                    beam=budget if self.beam is None else self.beam,
+                    q_samples=self.q_samples,
+                    own=own,
                 )
+                for (budget,) in map(set, budgets)
             ]
         return pyramid.select(
             query,

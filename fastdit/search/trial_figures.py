@@ -17,7 +17,7 @@ from fastdit.order_trials import TRIAL_ROWS, TRIAL_TILES, OrderPair, OrderTrial,
 from fastdit.recall import SampledMass, sample_mass
 from fastdit.run_memory import RunMemory
 from fastdit.search.head_errors import FloatArray, ModeFigures, head_figures
-from fastdit_kernels import BlockMask, TileLayout
+from fastdit_kernels import BlockMask
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -105,7 +105,7 @@ def _figures_of_trial(
     trial: OrderTrial, configs: Sequence[AttentionConfig], batch: int, grams: torch.Tensor | None
 ) -> list[FloatArray]:
     """Error, density, recall and relative error of each method under one pair of orders, `[4, H]`."""
-    masses: dict[tuple[int, ...], SampledMass] = {}
+    masses: dict[int, SampledMass] = {}
     found: dict[int, FloatArray] = {}
     for numbers in _alike(configs):
         some = [configs[number] for number in numbers]
@@ -131,14 +131,13 @@ def _alike(configs: Sequence[AttentionConfig]) -> list[list[int]]:
     return list(together.values())
 
 
-def _recall(trial: OrderTrial, mask: BlockMask, masses: dict[tuple[int, ...], SampledMass]) -> torch.Tensor:
-    """Recall of a mask on the sampled rows, `[B, H]`; the mass of their tiles is computed once."""
-    layout = mask.kv_layout
-    key = *layout.segments, layout.tile
-    if key not in masses:
-        fine = TileLayout(layout.segments, layout.tile)
-        masses[key] = sample_mass(trial.query, trial.key, mask.q_layout, fine, TRIAL_TILES, TRIAL_ROWS)
-    return masses[key].recall(mask)
+def _recall(trial: OrderTrial, mask: BlockMask, masses: dict[int, SampledMass]) -> torch.Tensor:
+    """Recall of a mask on the sampled rows, `[B, H]`; their mass is computed once for key tiles of one size."""
+    if mask.kv_tile not in masses:
+        masses[mask.kv_tile] = sample_mass(
+            trial.query, trial.key, mask.q_layout, mask.kv_layout, TRIAL_TILES, TRIAL_ROWS
+        )
+    return masses[mask.kv_tile].recall(mask)
 
 
 def _density(mask: BlockMask, grid: VideoGrid, batch: int) -> torch.Tensor:

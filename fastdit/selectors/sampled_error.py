@@ -73,20 +73,19 @@ class SampledRows:
         self, key: torch.Tensor, value: torch.Tensor, masks: Sequence[BlockMask], first_order: bool
     ) -> Sequence[torch.Tensor]:
         """`outputs` for masks of one layout."""
-        shape = self.query.shape[:2]
-        if not first_order or masks[0].kv_layout.num_levels == 1:
-            mask = _joined([mask_of_tiles(mask, self.tiles, self.rows) for mask in masks], *shape)
-            out = self._attend(self.query.repeat(1, 1, len(masks), 1), key, value, mask, 0)
-            return out.chunk(len(masks), 2)
-        assert self.middle is not None, "sampled with `sample_exactly`"
-        # In the middle of the sampled rows, where it is found as the middle of a tile.
-        place = (self.rows + 1) // 2
-        own = self.query.unflatten(2, (-1, self.rows))
-        query = torch.cat([own[:, :, :, :place], self.middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
-        mask = _joined([mask_of_tiles(mask, self.tiles, self.rows + 1) for mask in masks], *shape)
-        out = self._attend(query.repeat(1, 1, len(masks), 1), key, value, mask, 1)
-        out = out.unflatten(2, (-1, self.rows + 1))
-        return torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3).chunk(len(masks), 2)
+        query, place, extra = self.query, 0, 0
+        if first_order and masks[0].kv_layout.num_levels > 1:
+            assert self.middle is not None, "sampled with `sample_exactly`"
+            # In the middle of the sampled rows, where it is found as the middle of a tile.
+            place, extra = (self.rows + 1) // 2, 1
+            own = query.unflatten(2, (-1, self.rows))
+            query = torch.cat([own[:, :, :, :place], self.middle.unsqueeze(3), own[:, :, :, place:]], 3).flatten(2, 3)
+        mask = _joined([mask_of_tiles(mask, self.tiles, self.rows + extra) for mask in masks], *query.shape[:2])
+        out = self._attend(query.repeat(1, 1, len(masks), 1), key, value, mask, extra)
+        if extra:
+            out = out.unflatten(2, (-1, self.rows + 1))
+            out = torch.cat([out[:, :, :, :place], out[:, :, :, place + 1 :]], 3).flatten(2, 3)
+        return out.chunk(len(masks), 2)
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, first_order_rows: int
