@@ -87,15 +87,18 @@ class _Checked:
         self.search, self.runs, self.tables = search, runs, tables
         self.layers, self.heads = tables.shape[0]
         arrays: Arrays = runs.measure(0)
-        self.gains: FloatArray = arrays["gain_0"]
         per_item = (-1, tables.error.shape[1])
-        gain = np.repeat(arrays["gain_0"][..., None], self.heads, 2).reshape(-1, 1)
+        by_frames = "frame_gain_0" in arrays
+        # Of heads and modes, or of whole layers.
+        gain = arrays["frame_gain_0"] if by_frames else np.tile(arrays["gain_0"][..., None, None], (self.heads, 1))
+        self.gains: FloatArray = gain.mean((2, 3))
+        whose = "the frames" if by_frames else "layers"
         projected = arrays["error_0"].reshape(per_item)
         self.estimates: dict[str, FloatArray] = {
             "relative error of the head": arrays["relative_0"].reshape(per_item),
             "behind the projection": projected,
-            "with gains of layers": projected * gain,
-            "with gains of layers, modes and phases": tables.error,
+            f"with gains of {whose}": projected * gain.reshape(len(projected), -1),
+            f"with gains of {whose}, modes and phases": tables.error,
         }
 
     def sample_items(self, modes: list[int], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -49,6 +49,7 @@ def search(
     aim: Aim = Aim(),
     phases: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = DEFAULT_PHASES,
     ladder: Literal["default", "wide"] = "default",
+    gains: Literal["frames", "calls"] = "frames",
     num_measured: int | None = None,
     num_screening: int = 2,
     max_rounds: int = 10,
@@ -73,6 +74,8 @@ def search(
         phases: Ends of the phases as shares of the run.
         ladder: Methods and densities to choose from: pyramid from .06 on and adaptive from .2 on, or also skip, static
             patterns, and both methods from .02 on ("wide").
+        gains: How it is measured what errors of heads matter: by gradients of the frames, or, for models too large for
+            those, by repeated transformer calls and further runs.
         num_measured: Prompts to measure on, the others verify the promise; default half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         max_rounds: Plans that are tried at most.
@@ -100,6 +103,7 @@ def search(
         call=arguments,
         phases=phases,
         ladder=None if ladder == "default" else ladder,
+        gains=gains,
         num_measured=num_measured,
         num_screening=num_screening,
         max_rounds=max_rounds,

@@ -16,7 +16,7 @@ from fastdit.errors import ConfigError
 from fastdit.plan import Phase, Plan, PlanGrid, PlanPoint, TransformerIdentity
 from fastdit.search.allocation import IntArray, allocate, pareto_front, total
 from fastdit.search.cost import CostModel
-from fastdit.search.gains import gain_columns, phase_gains, sparse_from
+from fastdit.search.gains import first_phase_gain, gain_columns, phase_gains, sparse_from
 from fastdit.search.identity import describe_pipeline
 from fastdit.search.ladder import Mode
 from fastdit.search.price import TRIED, VERIFIED
@@ -41,6 +41,7 @@ def find_plan(
     call: Mapping[str, Any] | None = None,
     phases: Sequence[float] = DEFAULT_PHASES,
     ladder: Mapping[str, Mode] | Literal["wide"] | None = None,
+    gains: Literal["frames", "calls"] = "frames",
     num_measured: int | None = None,
     num_screening: int = 2,
     cost_model: CostModel | None = None,
@@ -72,6 +73,9 @@ def find_plan(
         phases: Ends of the phases, as shares of the run.
         ladder: Modes to choose from, by name; `None` for `fastdit.search.default_ladder()`, "wide" for the same with
             static patterns and sparser rungs.
+        gains: How it is measured what errors of heads matter: "frames" takes gradients of the frames of the first
+            prompt, which needs memory for the activations of one transformer call and of the decoder; "calls" repeats
+            transformer calls and runs the pipeline sparse from each phase on.
         num_measured: Prompts to measure on; `None` for half of them, at most 4.
         num_screening: Prompts that plans are tried on before one is verified on all that verify.
         cost_model: What modes cost; default attention scores alone.
@@ -105,6 +109,7 @@ def find_plan(
         call={} if call is None else dict(call),
         phases=tuple(phases),
         ladder=ladder,
+        gains=gains,
         num_measured=num_measured,
         num_screening=num_screening,
         cost_model=CostModel() if cost_model is None else cost_model,
@@ -135,7 +140,7 @@ class Search:
         self.settings, self.runs, self.on_plan = settings, runs, on_plan
         self._measured: list[Arrays] = []
         self._transformers: list[TransformerIdentity] = []
-        # PSNR of the run that gains of all phases were measured with.
+        # PSNR above which real errors fall slower than predicted ones: that of the run that gains were measured with.
         self._all_sparse = math.inf
 
     def run(self) -> Plan:
@@ -192,18 +197,21 @@ class Search:
         settings, first, names = self.settings, self._measured[0], list(self.settings.modes)
         steps = steps_in_phases(settings.phases, self.runs.executed)
         rungs = [names.index(name) for name in self.runs.gain_rungs]
-        columns = gain_columns(first, self._transformers, steps, rungs, names.index(self.runs.gain_mode))
+        in_calls = {name: array for name, array in first.items() if not name.startswith("frame_gain")}
+        columns = gain_columns(in_calls, self._transformers, steps, rungs, names.index(self.runs.gain_mode))
         modes = [names[column] for column in columns]
         orders: list[OrderTables] = []
         for phase, column in enumerate(columns):
             numbers = [first[f"orders_{number}"][..., column] for number in range(len(self._transformers))]
             orders.append(order_tables(settings.modes[modes[phase]], numbers)[phase])
         mse: list[float | None] = [None] * len(steps)
-        for phase in reversed(range(len(steps))):
-            if any(steps[phase]):
-                plan = self._plan(sparse_from(phase, settings.phases, modes, self._transformers, orders), 0.0, 0.0)
-                mse[phase] = self.runs.error_from_phase(phase, plan)
+        with_steps = [phase for phase in range(len(steps)) if any(steps[phase])]
+        for phase in with_steps[:1] if settings.gains == "frames" else reversed(with_steps):
+            plan = self._plan(sparse_from(phase, settings.phases, modes, self._transformers, orders), 0.0, 0.0)
+            mse[phase] = self.runs.error_from_phase(phase, plan)
         worst = max(error for error in mse if error is not None)
+        if settings.gains == "frames":
+            return first_phase_gain(worst, [first], self._transformers, steps, columns)
         self._all_sparse = -10 * math.log10(max(worst, 1e-12))
         return phase_gains(mse, [first], self._transformers, steps, columns)
 

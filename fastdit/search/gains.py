@@ -105,6 +105,35 @@ def phase_gains(
     return gains
 
 
+def first_phase_gain(
+    mse: float,
+    measured: Sequence[Arrays],
+    transformers: Sequence[TransformerIdentity],
+    steps: Sequence[Sequence[Sequence[int]]],
+    columns: Sequence[int],
+) -> list[float]:
+    """Factors on the gains of frames: 1, but for the first phase.
+
+    What its errors do is not of first order: they turn the run to another course. So it is charged with what a run
+    sparse in all phases errs more than the gains of the others say.
+
+    Args:
+        mse: Mean squared error of the frames of the run sparse in all phases.
+        measured: Arrays of the prompt of this run.
+        transformers: The pipeline's.
+        steps: By `steps_in_phases`.
+        columns: Number of the mode that each phase has in this run.
+    """
+    weighed = layer_errors(measured, transformers, steps)
+    caused = [sum(float(np.nansum(one[phase, ..., column])) for one in weighed) for phase, column in enumerate(columns)]
+    first = next(phase for phase, runs in enumerate(steps) if any(runs))
+    added = max(mse - sum(caused[first + 1 :]), LEAST_SHARE * mse)
+    gains = [1.0] * len(steps)
+    # Never less than what gradients say, where the run is mild by chance.
+    gains[first] = max(1.0, added / caused[first]) if caused[first] > 0 else 1.0
+    return gains
+
+
 def _uniform(shape: Sequence[tuple[int, int]], until: float, mode: str, orders: OrderTables | None = None) -> Phase:
     """A phase in which every head has one mode; its density and error are not known and noted as those of dense."""
 

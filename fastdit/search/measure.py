@@ -9,6 +9,7 @@ matters to the model's output, whatever lies between.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from fastdit.plan import TransformerIdentity
 from fastdit.plan_config import identify
 from fastdit.probe import AttentionProbe
 from fastdit.run_memory import RunMemory
+from fastdit.search.frame_gains import FrameGains
 from fastdit.search.head_errors import FloatArray, IntArray, ModeFigures, output_grams
 from fastdit.search.ladder import Mode, numbered_orders
 from fastdit.search.measuring_session import MeasuringSession, MeasuringSlot
@@ -55,6 +57,7 @@ class ModeProbe(AttentionProbe):
         stops: End the run with `MeasuringDoneError` once all is measured.
         given: Orders that heads take, of each transformer the numbers `[phases, layers, heads, modes]` that another
             probe found (`orders`); `None` settles them.
+        frame_gains: Follows errors of the run to its frames, if it is made with gradients.
 
     Attributes:
         errors: Mean squared error of the sampled outputs behind the output projection, `{(transformer, layer, step):
@@ -85,9 +88,11 @@ class ModeProbe(AttentionProbe):
         joint_steps: Collection[int] = (),
         stops: bool = False,
         given: Sequence[IntArray] | None = None,
+        frame_gains: FrameGains | None = None,
     ) -> None:
         super().__init__(pipe, {*steps, *build_steps})
         self.phase_at = phase_at
+        self.frame_gains = frame_gains
         self.measured_steps, self.stops, self.given = frozenset(steps), stops, given
         self.joint_steps = frozenset(joint_steps)
         self.recorded = RecordedCalls(record_before)
@@ -158,13 +163,14 @@ class ModeProbe(AttentionProbe):
         place, only, _ = self.sparse
         return place == transformer and only in (None, layer)
 
-    def sparse_call(self, transformer: int, layer: int, step: int) -> tuple[AttentionConfig, CallSite]:
-        """Settings of a layer that is sparse in a repeated call, in the orders that its error was measured with."""
-        assert self.sparse is not None, "asked while a call is repeated"
-        name = self.sparse[2]
+    def sparse_call(self, name: str, transformer: int, layer: int, step: int) -> tuple[AttentionConfig, CallSite]:
+        """Settings of a layer in one mode, in the orders that its error was measured with in the phase of the step."""
         mode = self.modes[name]
-        assert isinstance(mode, AttentionConfig), "calls are repeated with sparse modes"
-        numbers = self.orders[transformer, layer, step][:, list(self.modes).index(name)]
+        assert isinstance(mode, AttentionConfig), "dense layers are computed by the model"
+        phase = self.phase_at(step)
+        found = {at: one for (t, at_layer, at), one in self.orders.items() if (t, at_layer) == (transformer, layer)}
+        measured = step if step in found else next(at for at in found if self.phase_at(at) == phase)
+        numbers = found[measured][:, list(self.modes).index(name)]
         orders = numbered_orders(mode, numbers.tolist())
         config = mode.source if isinstance(mode, CachedConfig) else mode
         return config, CallSite(transformer, layer, "", step, self.phase_at(step), orders=orders)
@@ -200,6 +206,11 @@ class ModeProbe(AttentionProbe):
                 self._grams[number, layer] = output_grams(site) if self.measured_steps else None
             handle = module.register_forward_hook(self._after_forward(number), with_kwargs=True)
             self._session.push_undo(handle.remove)
+        if self.frame_gains is not None:
+            following = ExitStack()
+            modules = [module for _, module, _ in self.found]
+            following.enter_context(self.frame_gains.following(modules, self._session.current_forward))
+            self._session.push_undo(following.close)
         return self
 
     def _after_forward(self, number: int) -> Any:

@@ -10,8 +10,10 @@ import torch
 from fastdit.attend import DenseAttention, sdpa, sparse_step
 from fastdit.config import AttentionConfig
 from fastdit.grid import VideoGrid
+from fastdit.layer_slot import ForwardState
 from fastdit.probe import ProbeSlot
 from fastdit.ragged_text import ragged_step
+from fastdit.search.frame_gains import FrameGains
 from fastdit.session import Session, TextLengths
 from fastdit.step_result import StepResult
 
@@ -42,7 +44,7 @@ class MeasuringSession(Session):
 
 
 class MeasuringSlot(ProbeSlot):
-    """A slot that measures all modes, or is sparse while the call is repeated with it."""
+    """A slot that measures all modes, is sparse while the call is repeated with it, or follows errors to the frames."""
 
     probe: ModeProbe
 
@@ -52,7 +54,12 @@ class MeasuringSlot(ProbeSlot):
         """Whether the original processor runs."""
         if self.probe.sparse is not None:
             return not self.probe.is_sparse(self.transformer, self.layer)
-        return super().wants_dense(sequence_length, batch, heads, text_lengths)
+        followed = self.probe.frame_gains
+        if followed is None:
+            return super().wants_dense(sequence_length, batch, heads, text_lengths)
+        # A call that is computed again must take the way that it took before.
+        forward = followed.again or self.session.current_forward(self.transformer)
+        return forward is None or forward.grid.length != sequence_length
 
     def attend(
         self,
@@ -63,11 +70,60 @@ class MeasuringSlot(ProbeSlot):
         text_lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Measure and be dense, or be sparse: `[B, S, H, D]` in and out."""
+        if self.probe.sparse is None and self.probe.frame_gains is not None:
+            return self._follow(self.probe.frame_gains, query, key, value, dense, text_lengths)
         if self.probe.sparse is None:
             return super().attend(query, key, value, dense, text_lengths)
         forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
-        config, site = self.probe.sparse_call(self.transformer, self.layer, forward.tick.step)
+        name = self.probe.sparse[2]
+        return self._sparse(name, forward, query, key, value, text_lengths)
+
+    def _follow(
+        self,
+        followed: FrameGains,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        dense: DenseAttention,
+        text_lengths: Sequence[int] | None,
+    ) -> torch.Tensor:
+        """Dense attention whose errors and gradients meet when the run is gone through backwards."""
+        forward = followed.again or self.session.current_forward(self.transformer)
+        assert forward is not None, "attend is only called inside a transformer forward"
+        step, wanted = forward.tick.step, self.probe.wants(self.transformer, self.layer, forward.tick.step)
+        if followed.again is None and wanted:
+            with torch.no_grad():
+                # Measured alone: the output is computed below.
+                super().attend(query, key, value, lambda q, k, v: q, text_lengths)
+        if text_lengths is None:
+            out = dense(query, key, value)
+        else:
+
+            def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: VideoGrid, first: int) -> StepResult:
+                return StepResult(dense(q, k, v), (), tuple(range(q.shape[2])))
+
+            out = ragged_step(query, key, value, forward.grid, text_lengths, whole)[0]
+        if followed.again is None:
+            followed.follow(out, self.transformer, self.layer, forward)
+        elif step in followed.steps:
+            with torch.no_grad():
+                sparse = (self._sparse(name, forward, query, key, value, text_lengths) for name in followed.modes)
+                errors = torch.stack([one - out for one in sparse])
+            followed.keep(errors, self.transformer, self.layer, forward.grid)
+        return out
+
+    def _sparse(
+        self,
+        name: str,
+        forward: ForwardState,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        text_lengths: Sequence[int] | None,
+    ) -> torch.Tensor:
+        """The output of all heads in one mode, in the orders that it was measured with in this phase."""
+        config, site = self.probe.sparse_call(name, self.transformer, self.layer, forward.tick.step)
 
         def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: VideoGrid, first: int) -> StepResult:
             return sparse_step(q, k, v, grid, config, self.session.cache, None, site)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from fastdit.search.frame_gains import followed_steps
 from fastdit.search.runs import MEASURED_WHOLLY, first_part
 from fastdit.search.settings import DEFAULT_PHASES
 from fastdit.search.tables import known_steps, measured_steps, steps_of_phases
@@ -12,6 +14,10 @@ from fastdit.search.tables import known_steps, measured_steps, steps_of_phases
 # What a promise takes on average where prompts differ by 4 dB (tests/fastdit/test_search_rounds.py): a first plan that
 # is verified at once, and a correction.
 TRIED, VERIFIED = 2, 2
+# FLOPs of gradients of a call's inputs over those of the call: of linear layers with frozen weights, of attention.
+LINEAR_GRADIENTS, ATTENTION_GRADIENTS = 1.0, 2.5
+# Modes whose errors meet gradients.
+FOLLOWED_MODES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ def count_search(
     modes: int = 8,
     screened: int = 2,
     phases: Sequence[float] = DEFAULT_PHASES,
+    gains: Literal["frames", "calls"] = "frames",
 ) -> dict[str, float]:
     """Dense runs that each part of a search is worth.
 
@@ -57,6 +64,7 @@ def count_search(
         modes: Sparse modes of the ladder.
         screened: Prompts that plans are tried on.
         phases: Ends of the phases.
+        gains: How they are measured.
     """
     ranges = [steps for steps in steps_of_phases(phases, shape.steps) if steps]
     middle = measured_steps([[list(steps)] for steps in ranges])
@@ -67,11 +75,29 @@ def count_search(
         "dense runs": verified + 1.0,
         "further measured prompts": (wholly - 1) * (last[-1] + 1) / shape.steps
         + (measured - wholly) * (early[-1] + 1) / shape.steps,
-        "gains of layers": len(ranges) * shape.layers / (shape.steps * shape.calls_per_step),
-        "gains of modes": modes * shape.sparse_run(gain_density) / (shape.steps * shape.calls_per_step),
-        "gains of phases": sum((1 - steps.start / shape.steps) * shape.sparse_run(gain_density) for steps in ranges),
+        **_price_of_gains(shape, ranges, gain_density, modes, gains),
         "noise floor": 1.0,
         "plans tried and verified": tried * shape.sparse_run(density),
+    }
+
+
+def _price_of_gains(
+    shape: RunShape, ranges: Sequence[range], gain_density: float, modes: int, gains: str
+) -> dict[str, float]:
+    sparse = shape.sparse_run(gain_density)
+    if gains == "frames":
+        share = shape.attention_share
+        followed = sum(len(followed_steps(list(steps))) for steps in ranges) / shape.steps
+        return {
+            # Every call is computed again before.
+            "gradients of the frames": 1 + LINEAR_GRADIENTS * (1 - share) + ATTENTION_GRADIENTS * share,
+            "errors that meet them": FOLLOWED_MODES * followed * share * gain_density,
+            "gain of the first phase": sparse,
+        }
+    return {
+        "gains of layers": len(ranges) * shape.layers / (shape.steps * shape.calls_per_step),
+        "gains of modes": modes * sparse / (shape.steps * shape.calls_per_step),
+        "gains of phases": sum((1 - steps.start / shape.steps) * sparse for steps in ranges),
     }
 
 

@@ -14,6 +14,7 @@ from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, Pyrami
 from fastdit.errors import InvalidInputError
 from fastdit.fidelity import measure_fidelity
 from fastdit.plan import ALL_SPARSE, Plan
+from fastdit.search.frame_gains import FrameGains, followed_frames, followed_steps, frame_gain_table
 from fastdit.search.measure import MeasuringDoneError, ModeProbe
 from fastdit.search.replay import calls_before, replayed
 from fastdit.search.results import Arrays, ResultFolder
@@ -95,26 +96,47 @@ class SearchRuns:
             cached = any(isinstance(mode, CachedConfig) for mode in self.settings.modes.values())
             built = {run[0] for phase in in_phases for run in phase if run and cached}
             last_phase = max((phase.start for phase in self.steps_of_phases() if phase), default=0)
+            followed = self._followed(in_phases) if first else None
             with ModeProbe(
                 self.pipe,
                 chosen,
                 self.settings.modes,
-                self.gain_mode if first else None,
+                self.gain_mode if first and followed is None else None,
                 self._phase_at,
                 built,
-                last_phase if first else 0,
-                _middle(steps) if first else (),
+                last_phase if first and followed is None else 0,
+                _middle(steps) if first and followed is None else (),
                 stops=not first,
                 given=None if first else _orders(self.measure(0)),
+                frame_gains=followed,
             ) as probe:
-                frames = self._call(prompt, seed, f"measure {number + 1}", ends_early=not first)
+                frames = self._call(prompt, seed, f"measure {number + 1}", ends_early=not first, followed=followed)
             if frames is not None:
                 self.results.get(f"dense_{seed}", lambda: {"frames": frames})
             if first:
                 self.results.get("calls", probe.recorded.to_arrays)
-            return _pack(probe, steps)
+            arrays = _pack(probe, steps)
+            return arrays if followed is None else arrays | self._frame_gains(followed, arrays, in_phases)
 
         return self.results.get(f"measured_{number}", compute)
+
+    def _followed(self, in_phases: list[list[list[int]]]) -> FrameGains | None:
+        """What gathers the gains of the frames, if those are wanted."""
+        if self.settings.gains != "frames":
+            return None
+        steps = {step for phase in in_phases for run in phase for step in followed_steps(run)}
+        rungs = self.gain_rungs
+        # Of few tiles and of many; see `frame_gains.gains_of_modes`.
+        return FrameGains(steps, sorted({rungs[0], rungs[2 * len(rungs) // 3]}, key=rungs.index))
+
+    def _frame_gains(self, followed: FrameGains, arrays: Arrays, in_phases: list[list[list[int]]]) -> Arrays:
+        """Gains of heads in modes, and 1 for those of layers and modes, which they contain."""
+        found: Arrays = {}
+        for number in range(len(arrays["identities"])):
+            errors, runs = arrays[f"error_{number}"], [phase[number] for phase in in_phases]
+            table = frame_gain_table(followed, number, errors, runs, list(self.settings.modes))
+            found |= {f"frame_gain_{number}": table, f"gain_{number}": np.ones(errors.shape[:2])}
+        return found
 
     def steps_of_phases(self) -> list[range]:
         """Steps of each phase."""
@@ -209,14 +231,20 @@ class SearchRuns:
         """From the middle of the rungs: what gains of layers and of the last phase are measured with."""
         return self.gain_rungs[(len(self.gain_rungs) - 1) // 2]
 
-    def _call(self, prompt: str, seed: int, label: str, *, ends_early: bool = False) -> np.ndarray[Any, Any] | None:
+    def _call(
+        self, prompt: str, seed: int, label: str, *, ends_early: bool = False, followed: FrameGains | None = None
+    ) -> np.ndarray[Any, Any] | None:
         """One run; frames `[F, H, W, 3]`, float32 in [0, 1], or `None` of one that was to end early."""
         self.bar.set_postfix_str(label, refresh=True)
         if self.on_run is not None:
             self.on_run(label)
-        arguments = {**self.settings.call, "output_type": "np"}
+        generator = torch.Generator("cpu").manual_seed(seed)
         try:
-            output = self.pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), **arguments)
+            if followed is None:
+                frames = self.pipe(prompt=prompt, generator=generator, **{**self.settings.call, "output_type": "np"})
+                frames = frames.frames[0]
+            else:
+                frames = followed_frames(self.pipe, followed, prompt=prompt, generator=generator, **self.settings.call)
         except MeasuringDoneError:
             assert ends_early, "raised where that was asked for"
             if hasattr(self.pipe, "maybe_free_model_hooks"):
@@ -225,7 +253,7 @@ class SearchRuns:
             return None
         finally:
             self.bar.update()
-        frames = np.asarray(output.frames[0], dtype=np.float32)
+        frames = np.asarray(frames, dtype=np.float32)
         if not np.isfinite(frames).all():
             raise InvalidInputError(
                 f"{label}: the frames have NaN or infinite values, which nothing can be held against"

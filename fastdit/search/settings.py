@@ -16,7 +16,7 @@ from fastdit.validation import check_count, check_fraction, check_positive
 
 DEFAULT_PHASES = (0.08, 0.17, 0.5, 1.0)
 # Of the files in a run directory; raised when what they hold changes.
-RESULT_FORMAT = 7
+RESULT_FORMAT = 8
 # Arguments of the pipeline's call that the search gives itself.
 OWN_ARGUMENTS = ("prompt", "prompt_embeds", "generator", "output_type", "return_dict")
 
@@ -35,6 +35,8 @@ class SearchSettings:
         call: Arguments of the pipeline's call besides prompt, seed and output type, e.g. its size.
         phases: Ends of the phases as shares of the run.
         ladder: Modes to choose from; `None` for `default_ladder()`, "wide" for the wide one.
+        gains: How it is measured what errors of heads matter: by gradients of the frames ("frames"), or by repeated
+            transformer calls and further runs ("calls").
         num_measured: Prompts to measure on; `None` for half of them, at most 4. The first one is measured in all
             phases, further ones in the first quarter of the run.
         num_screening: Prompts that plans are tried on before one is verified on all of those that verify.
@@ -57,6 +59,7 @@ class SearchSettings:
     call: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[float, ...] = DEFAULT_PHASES
     ladder: Mapping[str, Mode] | Literal["wide"] | None = None
+    gains: Literal["frames", "calls"] = "frames"
     num_measured: int | None = None
     num_screening: int = 2
     cost_model: CostModel = field(default_factory=CostModel)
@@ -89,6 +92,8 @@ class SearchSettings:
         own = sorted(set(OWN_ARGUMENTS) & set(self.call))
         if own:
             raise ConfigError(f"call has {', '.join(own)}: the search gives {'it' if len(own) == 1 else 'them'} itself")
+        if self.gains not in ("frames", "calls"):
+            raise ConfigError(f'gains={self.gains!r}: accepted are "frames" and "calls"')
         if self.num_measured is None:
             object.__setattr__(self, "num_measured", min(4, max(1, len(prompts) // 2)))
         check_count("num_measured", self.num_measured or 0, 1)
@@ -150,6 +155,7 @@ class SearchSettings:
             "call": fingerprint(self.call),
             "phases": list(self.phases),
             "ladder": modes,
+            "gains": self.gains,
             "num_measured": self.num_measured,
             "seed": self.seed,
         }

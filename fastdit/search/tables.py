@@ -151,7 +151,7 @@ def layer_errors(
     Of two transformers that share a phase each counts by its share of the steps.
 
     Args:
-        measured: Of each prompt; gains are taken from the first.
+        measured: Of each prompt; gains are taken from the first, those of frames if it has them.
         transformers: The pipeline's.
         steps: By `steps_in_phases`.
     """
@@ -159,6 +159,10 @@ def layer_errors(
     for number in range(len(transformers)):
         error = _mean([arrays[f"error_{number}"] for arrays in measured])
         shares = [len(phase[number]) / max(1, sum(map(len, phase))) for phase in steps]
+        if f"frame_gain_{number}" in measured[0]:
+            # Sums over the steps that the transformer runs.
+            found.append(error * measured[0][f"frame_gain_{number}"])
+            continue
         weight = measured[0][f"gain_{number}"] * np.array(shares)[:, None]
         found.append(error * weight[:, :, None, None] * measured[0][f"joint_{number}"])
     return found

@@ -55,7 +55,7 @@ def test_the_estimator_is_checked_head_by_head(model_folder, prompts, tmp_path, 
     assert main([*words, "--items=4", "--plans=1", "--modes", "skip", "adaptive_0.2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["items"]) == 4
-    labels = ["relative error of the head", "behind the projection", "with gains of layers"]
+    labels = ["relative error of the head", "behind the projection", "with gains of the frames"]
     assert list(report["rank_correlation"])[:3] == labels
     assert all(item["mse"] > 0 for item in report["items"])
     assert report["plans"]["runs"][0]["psnr"] > 0

@@ -65,7 +65,7 @@ class Prompts:
 
 
 def search_once(seed, between, within, slope, confidence):
-    settings = SearchSettings(prompts=["a"] * 8, min_psnr=30.0, confidence=confidence)
+    settings = SearchSettings(prompts=["a"] * 8, min_psnr=30.0, confidence=confidence, gains="calls")
     prompts = Prompts(seed, between, within, slope)
 
     def tried(number, tail):

@@ -1,5 +1,7 @@
 """What keeps the search cheap and its estimate sharp: shared calls, errors behind the projection, its price."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -172,7 +174,7 @@ def test_the_tail_of_ten_runs_is_the_published_tolerance_limit():
 
 @pytest.mark.usefixtures("own_runs_alone")
 def test_a_first_plan_as_predicted_lands_in_the_middle_of_the_window():
-    settings = SearchSettings(prompts=["a"] * 24, min_psnr=30.0, num_measured=4)
+    settings = SearchSettings(prompts=["a"] * 24, min_psnr=30.0, num_measured=4, gains="calls")
     aim = first_aim(settings, 4.0)
     dB = np.random.default_rng(0).normal(size=len(settings.verified_runs))
     dB = (dB - dB.mean()) / dB.std(ddof=1) * USUAL_DEVIATION
@@ -184,6 +186,12 @@ def test_a_first_plan_as_predicted_lands_in_the_middle_of_the_window():
     # Real errors fall by .75 dB for each dB of those predicted, from what gains were measured at on.
     assert first_aim(settings, 4.0, aim + 1) == aim
     assert first_aim(settings, 4.0, aim - 6) == pytest.approx(aim + 2)
+    # Those predicted by gradients differ by .71 of the prediction from 35.5 dB, up to 3 dB.
+    by_frames = {
+        promise: first_aim(dataclasses.replace(settings, min_psnr=promise, gains="frames"), 4.0) - aim - promise + 30
+        for promise in (10.0, 30.0, 60.0)
+    }
+    assert by_frames == pytest.approx({10.0: -3.0, 30.0: (aim - 35.5) * (1 / 0.71 - 1), 60.0: 3.0})
 
 
 WAN_14B = RunShape(steps=50, calls_per_step=2, layers=40, attention_share=attention_share(75_600, 5120, 13_824))
@@ -197,11 +205,14 @@ def test_a_search_of_eight_prompts_costs_less_than_two_dense_runs_each():
     assert found == {
         "dense runs": 5.0,
         "further measured prompts": 0.4,
-        "gains of layers": 1.6,
-        "gains of modes": 0.0,
-        "gains of phases": 1.4,
+        "gradients of the frames": 3.1,
+        "errors that meet them": 0.0,
+        "gain of the first phase": 0.4,
         "noise floor": 1.0,
         "plans tried and verified": 3.7,
     }
     assert sum(parts.values()) < 14
-    assert sum(count_search(WAN_14B, measured=1, verified=1, density=0.25).values()) < 7
+    assert sum(count_search(WAN_14B, measured=1, verified=1, density=0.25).values()) < 7.5
+    by_calls = count_search(WAN_14B, measured=4, verified=4, density=0.25, gains="calls")
+    assert [round(by_calls[f"gains of {of}"], 1) for of in ("layers", "modes", "phases")] == [1.6, 0.0, 1.4]
+    assert sum(by_calls.values()) < 14

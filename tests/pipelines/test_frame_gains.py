@@ -1,0 +1,145 @@
+"""Gradients through whole pipelines: what they say of a head's error, and a pipeline left as it was."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tests_support import build_tiny_wan
+
+import fastdit
+from fastdit.plan import ALL_SPARSE
+from fastdit.search import frame_gains
+from fastdit.search.frame_gains import SEED, FrameGains, followed_frames
+from fastdit.search.measure import ModeProbe
+from fastdit_pipelines.loading import load_pipeline
+
+CALL = {
+    "guidance_scale": 1.0,
+    "height": 64,
+    "width": 96,
+    "num_frames": 9,
+    "num_inference_steps": 3,
+    "max_sequence_length": 16,
+}
+MANY = fastdit.AdaptiveConfig(density=0.7, q_tile=8, kv_tile=4, min_tokens=0, schedule=ALL_SPARSE)
+
+
+@pytest.fixture
+def wan():
+    pipe = build_tiny_wan(num_layers=2)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generator():
+    return torch.Generator("cpu").manual_seed(3)
+
+
+def follow(pipe, **call):
+    followed = FrameGains([1], ["many"])
+    with ModeProbe(pipe, [1], {"dense": "dense", "many": MANY}, frame_gains=followed) as probe:
+        frames = followed_frames(pipe, followed, prompt="a circle", generator=generator(), **{**CALL, **call})
+    return frames, followed, probe
+
+
+def plan_of_one_head(pipe, layer, head, grid):
+    """Dense but for one head in the second of three steps."""
+    from fastdit.adapters import find_adapter
+    from fastdit.plan import Phase, Plan, PlanGrid
+    from fastdit.plan_config import identify
+
+    transformer = pipe.transformer
+    identity = identify(transformer, find_adapter(transformer).sites(transformer))
+    rows = [["dense"] * identity.num_heads for _ in range(identity.num_layers)]
+    zeros = tuple(tuple(0.0 for _ in row) for row in rows)
+
+    def phase(until, rows):
+        return Phase(until=until, modes=(tuple(map(tuple, rows)),), density=(zeros,), error=(zeros,), refresh_every=1)
+
+    sparse = [list(row) for row in rows]
+    sparse[layer][head] = "many"
+    return Plan(
+        transformers=(identity,),
+        grid=PlanGrid(**{name: grid[name] for name in ("frames", "height", "width", "text_length")}),
+        num_inference_steps=3,
+        modes={"dense": "dense", "many": MANY.to_dict()},
+        phases=(phase(1 / 3, rows), phase(2 / 3, sparse), phase(1.0, rows)),
+        predicted_error=0.0,
+        predicted_cost=1.0,
+    )
+
+
+@pytest.mark.parametrize("head", [(0, 1), (5, 2)])
+def test_products_say_how_the_frames_move(head, monkeypatch):
+    """All tokens in one block: the square of what noise times the frames of a run with that head sparse moves by."""
+    monkeypatch.setattr(frame_gains, "BLOCK", (100, 100, 100))
+    # Trained: decoders with random weights answer to small errors in steps.
+    pipe = load_pipeline("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_frames": 9, "height": 48, "width": 48}
+    dense, followed, probe = follow(pipe, **call)
+    grid = dataclasses.asdict(probe.grid)
+    plan = plan_of_one_head(pipe, *head, grid)
+    with fastdit.enable(pipe, plan):
+        sparse = pipe(prompt="a circle", generator=generator(), output_type="np", **{**CALL, **call}).frames[0]
+    noise = torch.randn((1, *np.moveaxis(dense, 3, 1).shape), generator=torch.Generator("cpu").manual_seed(SEED))
+    moved = float((noise[0].double() * torch.from_numpy(np.moveaxis(sparse - dense, 3, 1)).double()).sum())
+    assert followed.squares[0, head[0], 1][0, head[1]] ** 0.5 == pytest.approx(abs(moved), rel=0.25)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_run_that_is_followed_has_the_frames_of_any_other_and_leaves_nothing_behind(wan, scale):
+    plain = wan(prompt="a circle", generator=generator(), output_type="np", **{**CALL, "guidance_scale": scale})
+    wan.transformer.enable_gradient_checkpointing()
+    asked = [weight.requires_grad for weight in wan.transformer.parameters()]
+    frames, followed, probe = follow(wan, guidance_scale=scale)
+    assert np.abs(frames - plain.frames[0]).max() < 1e-4
+    assert set(followed.squares) == {(0, layer, 1) for layer in range(2)} == set(probe.errors)
+    assert all((squares > 0).all() for squares in followed.squares.values())
+    assert [weight.requires_grad for weight in wan.transformer.parameters()] == asked
+    assert all(weight.grad is None for weight in wan.transformer.parameters())
+    assert "forward" not in wan.transformer.__dict__
+    assert wan.transformer.is_gradient_checkpointing
+    assert not hasattr(wan.transformer.blocks[0].attn1.processor, "slot")
+
+
+def test_an_interrupted_run_leaves_nothing_behind(wan):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    wan.scheduler.step = stop
+    with pytest.raises(KeyboardInterrupt):
+        follow(wan)
+    assert "forward" not in wan.transformer.__dict__
+    assert next(wan.transformer.parameters()).requires_grad
+    assert not hasattr(wan.transformer.blocks[0].attn1.processor, "slot")
+
+
+@pytest.mark.parametrize("gradients", ["call", "frames"])
+def test_a_pipeline_without_gradients_is_named_and_calls_do_without(wan, gradients):
+    class Closed(type(wan)):
+        pass
+
+    if gradients == "call":
+
+        def closed(self, **arguments):
+            return type(wan).__call__(self, **arguments)
+
+    else:
+
+        @torch.no_grad()
+        def closed(self, **arguments):
+            with torch.no_grad():
+                return super(Closed, self).__call__(**arguments)
+
+    Closed.__call__ = closed
+    pipe = Closed(**wan.components)
+    pipe.set_progress_bar_config(disable=True)
+    call = {**CALL, "num_inference_steps": 2}
+    settings = {"density": 0.8, "call": call, "ladder": {"many": MANY}, "phases": (1.0,), "progress": False}
+    with pytest.raises(fastdit.ConfigError, match="gains='calls'"):
+        fastdit.search(pipe, ["a circle"], **settings)
+    assert fastdit.search(pipe, ["a circle"], gains="calls", **settings).measured["density"] < 1
+    with pytest.raises(fastdit.ConfigError, match="gains="):
+        fastdit.search(pipe, ["a circle"], gains="none", **settings)
