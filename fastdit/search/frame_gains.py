@@ -39,7 +39,8 @@ class FrameGains:
     """Squared products of gradients and errors, gathered while a run with gradients is gone through backwards.
 
     Each transformer call is computed a second time when its gradients are due, so that no more than one call holds its
-    activations. Errors of the wanted calls are computed then, too, and dropped once they have met their gradients.
+    activations; with the transformer's own gradient checkpointing no more than one block, computed a third time. Errors
+    of the wanted calls are computed then, too, and dropped once they have met their gradients.
 
     Args:
         steps: Denoising steps whose errors are wanted; all guidance branches are.
@@ -48,15 +49,19 @@ class FrameGains:
     Attributes:
         squares: Sum over blocks, branches and batch entries, `{(transformer, layer, step): [modes, H]}`.
         num_values: Values of the frames.
+        going_back: Whether calls are computed again.
     """
 
     def __init__(self, steps: Collection[int], modes: Sequence[str]) -> None:
         self.steps, self.modes = frozenset(steps), tuple(modes)
         self.squares: dict[Place, FloatArray] = {}
         self.num_values = 0
-        # Of the call that is being computed again.
-        self.again: ForwardState | None = None
+        self.going_back = False
+        # Of the call that is being gone through backwards.
+        self._again: ForwardState | None = None
         self._errors: dict[Place, tuple[torch.Tensor, VideoGrid]] = {}
+        self._computed: dict[Place, int] = {}
+        self._times: list[int] = []
         self._calls = self._place = 0
 
     @contextmanager
@@ -68,11 +73,8 @@ class FrameGains:
             state: What is known of the call of a transformer that is being made.
         """
         restored = [(module, module.__dict__.get("forward")) for module in transformers]
-        # Blocks that are computed a third time would not know of which call they are part.
-        halved: list[Any] = [module for module in transformers if getattr(module, "is_gradient_checkpointing", False)]
+        self._times = [2 if getattr(module, "is_gradient_checkpointing", False) else 1 for module in transformers]
         try:
-            for module in halved:
-                module.disable_gradient_checkpointing()
             for number, module in enumerate(transformers):
                 module.__dict__["forward"] = self._kept(number, module.forward, state)
             yield
@@ -82,15 +84,13 @@ class FrameGains:
                     module.__dict__.pop("forward", None)
                 else:
                     module.__dict__["forward"] = own
-            for module in halved:
-                module.enable_gradient_checkpointing()
 
     def _kept(self, number: int, forward: Any, state: Callable[[int], ForwardState | None]) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
             self._calls += 1
-            known, place, made = state(number), self._calls, 0
+            known, place = state(number), self._calls
             named = "hidden_states" in kwargs
             hidden = kwargs.pop("hidden_states") if named else args[0]
             if not hidden.requires_grad:
@@ -98,20 +98,18 @@ class FrameGains:
                 hidden = hidden.detach().requires_grad_()
 
             def run(latents: torch.Tensor) -> Any:
-                nonlocal made
-                made += 1
-                self.again = known if made > 1 else None
-                self._place = place
-                try:
-                    if named:
-                        return forward(*args, hidden_states=latents, **kwargs)
-                    return forward(latents, *args[1:], **kwargs)
-                finally:
-                    self.again = None
+                self._again, self._place = known, place
+                if named:
+                    return forward(*args, hidden_states=latents, **kwargs)
+                return forward(latents, *args[1:], **kwargs)
 
             return checkpoint(run, hidden, use_reentrant=False)
 
         return call
+
+    def state(self, current: ForwardState | None) -> ForwardState | None:
+        """What is known of the call that is being computed: `current`, or of an earlier one that is computed again."""
+        return self._again if self.going_back else current
 
     def follow(self, out: torch.Tensor, transformer: int, layer: int, forward: ForwardState) -> None:
         """Multiply the gradient of an attention output with its errors once it is known.
@@ -133,6 +131,14 @@ class FrameGains:
 
         out.register_hook(meet)
 
+    def takes(self, transformer: int, layer: int, step: int) -> bool:
+        """Whether errors of a layer are due that is computed again: the last time, if that happens twice."""
+        if step not in self.steps:
+            return False
+        key = (self._place, transformer, layer)
+        self._computed[key] = self._computed.get(key, 0) + 1
+        return self._computed[key] == self._times[transformer]
+
     def keep(self, errors: torch.Tensor, transformer: int, layer: int, grid: VideoGrid) -> None:
         """Keep the errors `[modes, B, S, H, D]` of a layer of the call that is being computed again."""
         self._errors[self._place, transformer, layer] = (errors, grid)
@@ -153,7 +159,12 @@ class FrameGains:
             )
         noise = torch.randn(frames.shape, generator=torch.Generator("cpu").manual_seed(SEED))
         self.num_values = frames.numel()
-        frames.backward(noise.to(frames))
+        self.going_back = True
+        try:
+            frames.backward(noise.to(frames))
+        finally:
+            self.going_back = False
+            self._errors.clear()
 
 
 def block_squares(errors: torch.Tensor, gradient: torch.Tensor, grid: VideoGrid) -> FloatArray:
@@ -259,9 +270,15 @@ def followed_frames(pipe: Any, followed: FrameGains, **arguments: Any) -> NDArra
             f"{type(pipe).__name__} cannot be run with gradients, which gains of frames take: gains='calls' does "
             "without"
         )
-    with torch.enable_grad(), _frozen_weights(pipe):
-        frames = inner(pipe, **{**arguments, "output_type": "pt"}).frames
-        followed.go_back(frames)
+    try:
+        with torch.enable_grad(), _frozen_weights(pipe):
+            frames = inner(pipe, **{**arguments, "output_type": "pt"}).frames
+            followed.go_back(frames)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "gradients of the frames do not fit into memory: pipe.transformer.enable_gradient_checkpointing() takes "
+            "less, and gains='calls' does without"
+        ) from error
     shown: NDArray[np.float32] = frames.detach()[0].permute(0, 2, 3, 1).float().cpu().numpy()
     return shown
 

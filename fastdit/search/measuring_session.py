@@ -58,7 +58,7 @@ class MeasuringSlot(ProbeSlot):
         if followed is None:
             return super().wants_dense(sequence_length, batch, heads, text_lengths)
         # A call that is computed again must take the way that it took before.
-        forward = followed.again or self.session.current_forward(self.transformer)
+        forward = followed.state(self.session.current_forward(self.transformer))
         return forward is None or forward.grid.length != sequence_length
 
     def attend(
@@ -89,10 +89,10 @@ class MeasuringSlot(ProbeSlot):
         text_lengths: Sequence[int] | None,
     ) -> torch.Tensor:
         """Dense attention whose errors and gradients meet when the run is gone through backwards."""
-        forward = followed.again or self.session.current_forward(self.transformer)
+        forward = followed.state(self.session.current_forward(self.transformer))
         assert forward is not None, "attend is only called inside a transformer forward"
         step, wanted = forward.tick.step, self.probe.wants(self.transformer, self.layer, forward.tick.step)
-        if followed.again is None and wanted:
+        if wanted and not followed.going_back:
             with torch.no_grad():
                 # Measured alone: the output is computed below.
                 super().attend(query, key, value, lambda q, k, v: q, text_lengths)
@@ -104,9 +104,9 @@ class MeasuringSlot(ProbeSlot):
                 return StepResult(dense(q, k, v), (), tuple(range(q.shape[2])))
 
             out = ragged_step(query, key, value, forward.grid, text_lengths, whole)[0]
-        if followed.again is None:
+        if not followed.going_back:
             followed.follow(out, self.transformer, self.layer, forward)
-        elif step in followed.steps:
+        elif followed.takes(self.transformer, self.layer, step):
             with torch.no_grad():
                 sparse = (self._sparse(name, forward, query, key, value, text_lengths) for name in followed.modes)
                 errors = torch.stack([one - out for one in sparse])

@@ -24,9 +24,9 @@ USUAL_RUNS = 4
 # dB of real error for each dB of the predicted one, where it is smaller than what gains were measured at: .6 for plans
 # of the bundled model from 33 to 42 dB. Half of that is left to the window of a last plan.
 USUAL_SLOPE = 0.75
-# Of plans of the bundled model whose gains are those of frames: PSNR at which their errors are right as predicted, real
-# difference for a difference in the prediction, and the most that an aim is shifted for it, in dB.
-RIGHT_AT, FRAME_SLOPE, MOST_SHIFT = 35.5, 0.71, 3.0
+# Five plans of the bundled model whose gains are those of frames, 32 to 43 dB predicted: the PSNR at which they are as
+# good as predicted, real differences for those predicted (.4 dB besides), and the most that an aim is shifted for it.
+RIGHT_AT, FRAME_SLOPE, MOST_SHIFT = 41.0, 0.83, 3.0
 
 
 def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
@@ -67,15 +67,16 @@ def surplus_of(settings: SearchSettings, found: Arrays, *, tail: bool) -> float:
 def first_aim(settings: SearchSettings, window: float, measured: float = math.inf) -> float:
     """PSNR of the predicted error that the first plan aims at.
 
-    What a promise takes where prompts differ as they do as a rule, and half of the window. Errors are predicted as
-    means over prompts, and the mean PSNR of prompts that differ by `s` dB lies `ln(10) / 20 s^2` dB above the PSNR of
-    their mean error (normally distributed dB). Above the PSNR of the run that gains were measured with, real errors
-    fall slower than predicted ones (`USUAL_SLOPE`). Those predicted by gradients are right at one PSNR, and differ by
-    less from there than predicted (`RIGHT_AT`, `FRAME_SLOPE`): large errors saturate.
+    What a promise takes where prompts differ as they do as a rule, and half of the window, or a quarter where gains are
+    those of frames, which predict plans more closely. Errors are predicted as means over prompts, and the mean PSNR of
+    prompts that differ by `s` dB lies `ln(10) / 20 s^2` dB above the PSNR of their mean error (normally distributed
+    dB). Above the PSNR of the run that gains were measured with, real errors fall slower than predicted ones
+    (`USUAL_SLOPE`). Those predicted by gradients are right at one PSNR, and differ by less from there than predicted
+    (`RIGHT_AT`, `FRAME_SLOPE`): large errors saturate.
 
     Args:
         settings: The search.
-        window: Surplus in dB that ends a search; its middle is aimed at.
+        window: Surplus in dB that ends a search.
         measured: PSNR of the run that is sparse in all phases; of no use where gains are those of frames.
     """
     number = len(settings.verified_runs)
@@ -83,7 +84,8 @@ def first_aim(settings: SearchSettings, window: float, measured: float = math.in
         aim = (settings.min_psnr or DEFAULT_AIM) + settings.margin + window / 2
     else:
         above = math.log(10) / 20 * USUAL_DEVIATION**2
-        aim = _needed_mean(settings, settings.min_psnr, number, USUAL_DEVIATION) + window / 2 - above
+        share = 4 if settings.gains == "frames" else 2
+        aim = _needed_mean(settings, settings.min_psnr, number, USUAL_DEVIATION) + window / share - above
     if settings.gains == "frames":
         return aim + min(MOST_SHIFT, max(-MOST_SHIFT, (aim - RIGHT_AT) * (1 / FRAME_SLOPE - 1)))
     return aim + max(0.0, aim - measured) * (1 / USUAL_SLOPE - 1)

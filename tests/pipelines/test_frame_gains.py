@@ -91,7 +91,6 @@ def test_products_say_how_the_frames_move(head, monkeypatch):
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_a_run_that_is_followed_has_the_frames_of_any_other_and_leaves_nothing_behind(wan, scale):
     plain = wan(prompt="a circle", generator=generator(), output_type="np", **{**CALL, "guidance_scale": scale})
-    wan.transformer.enable_gradient_checkpointing()
     asked = [weight.requires_grad for weight in wan.transformer.parameters()]
     frames, followed, probe = follow(wan, guidance_scale=scale)
     assert np.abs(frames - plain.frames[0]).max() < 1e-4
@@ -100,8 +99,28 @@ def test_a_run_that_is_followed_has_the_frames_of_any_other_and_leaves_nothing_b
     assert [weight.requires_grad for weight in wan.transformer.parameters()] == asked
     assert all(weight.grad is None for weight in wan.transformer.parameters())
     assert "forward" not in wan.transformer.__dict__
-    assert wan.transformer.is_gradient_checkpointing
     assert not hasattr(wan.transformer.blocks[0].attn1.processor, "slot")
+
+
+def test_blocks_computed_a_third_time_give_the_same(wan):
+    """The transformer's own gradient checkpointing, which large models take."""
+    frames, whole, _ = follow(wan)
+    wan.transformer.enable_gradient_checkpointing()
+    again, blocks, _ = follow(wan)
+    assert np.array_equal(again, frames)
+    assert blocks.squares.keys() == whole.squares.keys()
+    assert all(np.allclose(blocks.squares[place], whole.squares[place], rtol=1e-4) for place in whole.squares)
+    assert wan.transformer.is_gradient_checkpointing
+
+
+def test_too_little_memory_is_named(wan, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(FrameGains, "go_back", full)
+    with pytest.raises(fastdit.ConfigError, match="enable_gradient_checkpointing"):
+        follow(wan)
+    assert "forward" not in wan.transformer.__dict__
 
 
 def test_an_interrupted_run_leaves_nothing_behind(wan):
