@@ -1,7 +1,7 @@
 """The best uniform setting: one method, one density, one share of dense steps, at a given mean PSNR.
 
-What a plan is held against. The grid is searched on a few prompts, coarse shares of dense steps first; the winner is
-then run on all prompts, its density moved until the mean PSNR is the wanted one.
+What a plan is held against. The grid is searched on a few prompts, coarse shares of dense steps first; the best cells
+are then run on all prompts, at the settings of the grid on either side of the wanted mean PSNR.
 """
 
 from __future__ import annotations
@@ -18,13 +18,8 @@ from fastdit.schedule import Schedule
 
 # Shares of dense steps within this factor of the best are looked at more closely.
 NEAR_THE_BEST = 1.2
-# How close the mean PSNR of the winner must come, in dB, before the rest is interpolated.
-CLOSE = 0.15
-# Within this of the target the slope of the grid serves: a fifth of it off would be 1 % of the density.
-CLOSE_BY_SLOPE = 0.6
-MAX_MOVES = 3
 
-# Mean PSNR in dB and density over the whole run of one setting.
+# PSNR in dB and density over the whole run of one setting.
 Evaluate = Callable[[AttentionConfig], tuple[float, float]]
 
 
@@ -54,19 +49,12 @@ class Crossing:
         dense_steps: Share of dense steps.
         setting: Density, or the family's own measure.
         density: Over the whole run, interpolated.
-        slope: Growth of the logarithm of the density with PSNR, per dB; `None` where one setting alone is known.
     """
 
     family: Family
     dense_steps: float
     setting: float
     density: float
-    slope: float | None = None
-
-    @property
-    def config(self) -> AttentionConfig:
-        """The setting as a config."""
-        return config_at(self.family, self.dense_steps, self.setting)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -189,40 +177,38 @@ def find_crossing(
         return Crossing(family, dense_steps, family.settings[high], density) if density <= limit else None
     share = _share(at(low)[0], at(high)[0], target)
     setting = _between(family.settings[low], family.settings[high], share)
-    slope = math.log(density / at(low)[1]) / max(at(high)[0] - at(low)[0], 1e-9)
-    return Crossing(family, dense_steps, setting, _between(at(low)[1], density, share), slope)
+    return Crossing(family, dense_steps, setting, _between(at(low)[1], density, share))
 
 
 def settle(crossing: Crossing, target: float, evaluate: Evaluate) -> dict[str, Any]:
-    """The density over the run at which a setting has the wanted PSNR on all prompts.
+    """The density over the run at which a method with so many dense steps has the wanted PSNR on all prompts.
 
-    Where the setting is close to the target, the rest is taken along the slope that the grid has found; else it is
-    moved until it is, and the rest interpolated between the two nearest runs. So the figure is neither better nor worse
-    than what the setting does at that PSNR.
+    Run are the two settings of the grid on either side of the target, and the density is interpolated between them. So
+    the figure is neither better nor worse than what the method does at that PSNR, and promises near each other share
+    runs.
 
     Args:
         crossing: From the grid.
         target: Mean PSNR in dB over all prompts.
         evaluate: Runs a config on all prompts.
     """
-    family, share = crossing.family, crossing.dense_steps
-    runs: dict[float, tuple[float, float]] = {crossing.setting: evaluate(crossing.config)}
-    gap, density = target - runs[crossing.setting][0], runs[crossing.setting][1]
-    along_slope = crossing.slope is not None and abs(gap) <= CLOSE_BY_SLOPE
-    while len(runs) <= MAX_MOVES and not along_slope:
-        nearest = min(runs, key=lambda one: abs(runs[one][0] - target))
-        around = runs[nearest][0] - target
-        if abs(around) <= CLOSE and len(runs) > 1:
-            break
-        setting = _next_setting(family, runs, target)
-        if setting is None or setting in runs:
-            break
-        runs[setting] = evaluate(config_at(family, share, setting))
+    family, settings = crossing.family, crossing.family.settings
+    runs: dict[float, tuple[float, float]] = {}
+
+    def reaches(place: int) -> bool:
+        setting = settings[place]
+        if setting not in runs:
+            runs[setting] = evaluate(config_at(family, crossing.dense_steps, setting))
+        return runs[setting][0] >= target
+
+    high = next((place for place, one in enumerate(settings) if one >= crossing.setting), len(settings) - 1)
+    while not reaches(high) and high + 1 < len(settings):
+        high += 1
+    low = max(high - 1, 0)
+    while reaches(low) and low > 0:
+        low -= 1
     rows = [{"setting": one, "psnr": psnr, "density": found} for one, (psnr, found) in sorted(runs.items())]
-    settled = density_at(target, list(runs.values()))
-    if along_slope and crossing.slope is not None:
-        settled = min(1.0, density * math.exp(crossing.slope * gap))
-    return {**crossing.to_dict(), "density": settled, "runs": rows}
+    return {**crossing.to_dict(), "density": density_at(target, list(runs.values())), "runs": rows}
 
 
 def density_at(target: float, points: Sequence[tuple[float, float]]) -> float:
@@ -244,25 +230,6 @@ def density_at(target: float, points: Sequence[tuple[float, float]]) -> float:
         return min(first[1], second[1])
     share = (target - first[0]) / (second[0] - first[0])
     return float(np.clip(_between(first[1], second[1], share), 0.0, 1.0))
-
-
-def _next_setting(family: Family, runs: dict[float, tuple[float, float]], target: float) -> float | None:
-    """A setting nearer to the target: interpolated, or 6 dB for each doubling where there is one run alone."""
-    ordered = sorted(runs)
-    if not family.continuous:
-        up = all(psnr < target for psnr, _ in runs.values())
-        down = all(psnr >= target for psnr, _ in runs.values())
-        place = family.settings.index(ordered[-1] if up else ordered[0]) + (1 if up else -1)
-        return family.settings[place] if (up or down) and 0 <= place < len(family.settings) else None
-    if len(runs) == 1:
-        psnr = runs[ordered[0]][0]
-        wanted = ordered[0] * 2 ** ((target - psnr) / 6 + math.copysign(0.03, target - psnr))
-    else:
-        nearest = sorted(ordered, key=lambda one: abs(runs[one][0] - target))[:2]
-        first, second = sorted(nearest, key=lambda one: runs[one][0])
-        share = (target - runs[first][0]) / max(runs[second][0] - runs[first][0], 1e-6)
-        wanted = _between(first, second, min(max(share, -2.0), 3.0))
-    return float(min(max(wanted, 0.01), 1.0))
 
 
 def _share(low: float, high: float, target: float) -> float:

@@ -70,10 +70,10 @@ class GridOptions:
     """
 
     uniform: bool = True
-    tuning: int = 2
-    densities: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
+    tuning: int = 4
+    densities: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.03, 0.06, 0.12, 0.2, 0.3, 0.45, 0.65)
     windows: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2, 4, 8)
-    dense_steps: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    dense_steps: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
 
 
 def search(

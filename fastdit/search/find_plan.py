@@ -296,4 +296,5 @@ def _expected_runs(settings: SearchSettings) -> int:
     verified, screened = len(settings.verified_runs), len(settings.screening_runs)
     budget = settings.density is not None or settings.speedup is not None
     tried = verified if budget else TRIED * screened + VERIFIED * (verified - screened)
-    return len(settings.measured_runs) + len(settings.phases) + 1 + verified + tried
+    weighed = 1 if settings.gains == "frames" else len(settings.phases)
+    return len(settings.measured_runs) + weighed + 1 + verified + tried

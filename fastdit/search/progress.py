@@ -43,7 +43,8 @@ class SearchProgress:
 
     Args:
         measured: Prompts measured on, and how many there are to be.
-        phases: Phases weighed, and how many there are to be; of short runs some have no steps.
+        phases: Phases weighed by sparse runs, and how many there are to be: with gains of the frames the first alone,
+            else those with steps.
         verified_runs: Runs that verify one plan.
         noise_floor_psnr: In dB; `None` until it is known.
         rounds: Plans in the order in which they were first verified.
@@ -64,22 +65,24 @@ def read_progress(folder: Path) -> SearchProgress:
     """
     try:
         settings = json.loads((folder / SETTINGS).read_bytes())
-        prompts, measured, phases = len(settings["prompts"]), settings["num_measured"], list(settings["phases"])
+        prompts, measured, ends = len(settings["prompts"]), settings["num_measured"], list(settings["phases"])
+        by_frames = settings.get("gains") == "frames"
     except (OSError, ValueError, KeyError, TypeError):
         return SearchProgress()
     measured = min(prompts, measured)
     floor = next(_figures(folder, "noise_floor_*.npz"), None)
+    weighed = len({path.name.split("_")[1] for path in folder.glob("phase_*_*.npz")})
     return SearchProgress(
         measured=(len(list(folder.glob("measured_*.npz"))), measured),
-        phases=(len({path.name.split("_")[1] for path in folder.glob("phase_*_*.npz")}), _weighed(folder, phases)),
+        phases=(weighed, 1 if by_frames else _with_steps(folder, ends)),
         verified_runs=prompts - measured or 1,
         noise_floor_psnr=None if floor is None else floor[1]["psnr"],
         rounds=_rounds(folder),
     )
 
 
-def _weighed(folder: Path, ends: list[float]) -> int:
-    """How many phases a search weighs: those with steps, as soon as it is known how many steps there are."""
+def _with_steps(folder: Path, ends: list[float]) -> int:
+    """How many phases have steps, as soon as it is known how many steps there are; in short runs some have none."""
     try:
         with np.load(folder / "steps.npz", allow_pickle=False) as data:
             return sum(any(rows) for rows in steps_in_phases(ends, data["executed"]))

@@ -16,6 +16,7 @@ from fastdit.fidelity import measure_fidelity
 from fastdit.plan import ALL_SPARSE, Plan
 from fastdit.search.frame_gains import FrameGains, followed_frames, followed_steps, frame_gain_table
 from fastdit.search.measure import MeasuringDoneError, ModeProbe
+from fastdit.search.measured_arrays import measured_arrays, orders_of
 from fastdit.search.replay import calls_before, replayed
 from fastdit.search.results import Arrays, ResultFolder
 from fastdit.search.settings import SearchSettings
@@ -107,7 +108,7 @@ class SearchRuns:
                 last_phase if first and followed is None else 0,
                 _middle(steps) if first and followed is None else (),
                 stops=not first,
-                given=None if first else _orders(self.measure(0)),
+                given=None if first else orders_of(self.measure(0)),
                 frame_gains=followed,
             ) as probe:
                 frames = self._call(prompt, seed, f"measure {number + 1}", ends_early=not first, followed=followed)
@@ -115,7 +116,7 @@ class SearchRuns:
                 self.results.get(f"dense_{seed}", lambda: {"frames": frames})
             if first:
                 self.results.get("calls", probe.recorded.to_arrays)
-            arrays = _pack(probe, steps)
+            arrays = measured_arrays(probe, steps)
             return arrays if followed is None else arrays | self._frame_gains(followed, arrays, in_phases)
 
         return self.results.get(f"measured_{number}", compute)
@@ -280,39 +281,3 @@ def _middle(steps: list[list[int | None]]) -> set[int]:
         if known:
             found.add(known[len(known) // 2])
     return found
-
-
-def _orders(measured: Arrays) -> list[Any]:
-    """Numbers of the orders of all heads, `[phases, layers, heads, modes]` per transformer."""
-    return [measured[f"orders_{number}"] for number in range(len(measured["identities"]))]
-
-
-def _pack(probe: ModeProbe, steps: list[list[int | None]]) -> Arrays:
-    """What a probe found as arrays `[phases, layers, heads, modes]` per transformer.
-
-    Where nothing was measured they are NaN, numbers of orders -1.
-    """
-    assert probe.grid is not None, "a run that returned has made attention calls"
-    grid = probe.grid
-    arrays: Arrays = {
-        "grid": np.array([grid.frames, grid.height, grid.width, grid.text_length]),
-        "identities": np.array([identity.model_dump_json() for identity in probe.identities]),
-    }
-    for number, identity in enumerate(probe.identities):
-        shape = (len(steps), identity.num_layers, identity.num_heads, len(probe.modes))
-        error, density, recall, relative = (np.full(shape, np.nan) for _ in range(4))
-        gain, orders = np.full(shape[:2], np.nan), np.full(shape, -1, np.int8)
-        for phase in range(len(steps)):
-            step = steps[phase][number]
-            for layer in range(identity.num_layers):
-                place = (number, layer, -1 if step is None else step)
-                if place in probe.errors:
-                    error[phase, layer], density[phase, layer] = probe.errors[place], probe.densities[place]
-                    recall[phase, layer], relative[phase, layer] = probe.recalls[place], probe.relatives[place]
-                    orders[phase, layer] = probe.orders[place]
-                gain[phase, layer] = probe.gains.get(place, np.nan)
-        arrays |= {f"error_{number}": error, f"density_{number}": density, f"gain_{number}": gain}
-        joint = [found for (place, _), found in probe.joint.items() if place == number]
-        arrays[f"joint_{number}"] = np.mean(joint, axis=0) if joint else np.ones(len(probe.modes))
-        arrays |= {f"recall_{number}": recall, f"relative_{number}": relative, f"orders_{number}": orders}
-    return arrays

@@ -1,5 +1,7 @@
 """Searches of the app on a tiny random pipeline: stop, go on, make way, and what pages are shown."""
 
+import json
+
 import numpy as np
 import pytest
 from tiny_engine import CALL, LADDER, TinyEngine, wait_until
@@ -85,9 +87,9 @@ def test_a_stopped_search_goes_on_to_the_plan_of_one_that_was_not(server, engine
     for one in view.progress.rounds:
         assert again.plan(name, one.digest).measured["psnr"] == pytest.approx(one.psnr)
         assert again.plan(name, one.digest).measured["density"] == pytest.approx(one.density)
-    assert view.progress.phases == (3, 3)
+    assert view.progress.phases == (1, 1)
     assert view.progress.noise_floor_psnr == pytest.approx(view.plan.measured["noise_floor_psnr"])
-    assert finished_runs(view.progress) == 1 + 3 + 1 + len(digests) <= expected_runs(REQUEST)
+    assert finished_runs(view.progress) == 1 + 1 + 1 + len(digests) <= expected_runs(REQUEST)
     rows = round_rows(view)
     assert [row[1] for row in rows] == digests
     assert {row[6] for row in rows} <= {"kept", "not kept"}
@@ -187,3 +189,7 @@ def test_progress_of_a_folder_that_holds_no_search(tmp_path):
     assert (found.measured, found.phases, found.verified_runs) == ((0, 1), (0, 1), 2)
     (one,) = found.rounds
     assert (one.digest, one.psnr, one.ssim, one.density, one.runs) == ("a" * 16, 32.0, None, 0.25, 2)
+    for gains, weighed in (("calls", 2), ("frames", 1)):
+        settings = {"prompts": ["a", "b"], "num_measured": 1, "phases": [0.5, 1.0], "gains": gains}
+        (tmp_path / "settings.json").write_text(json.dumps(settings))
+        assert read_progress(tmp_path).phases == (0, weighed)

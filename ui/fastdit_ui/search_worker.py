@@ -13,7 +13,6 @@ from fastdit.api import find_transformers
 from fastdit.errors import FastDitError, InvalidInputError
 from fastdit.search.ladder import Mode
 from fastdit.search.progress import SearchProgress
-from fastdit.search.settings import DEFAULT_PHASES
 from fastdit_ui.jobs import Job, JobCancelled, JobView
 from fastdit_ui.search_store import SearchRequest, SearchStore
 from fastdit_ui.state import AppState
@@ -194,9 +193,9 @@ def finished_runs(progress: SearchProgress) -> int:
     return progress.measured[0] + progress.phases[0] + floor + sum(one.runs for one in progress.rounds)
 
 
-def expected_runs(request: SearchRequest, phases: int = len(DEFAULT_PHASES)) -> int:
-    """Runs that a search makes at most, about: those that measure, weigh phases, and verify."""
+def expected_runs(request: SearchRequest) -> int:
+    """Runs that a search makes at most, about: those that measure, weigh the first phase, and verify."""
     measured = min(request.num_measured, len(request.prompts))
     verified = len(request.prompts) - measured or 1
     rounds = request.max_rounds if request.aim.startswith("min_") else 1
-    return measured + phases + 1 + verified * (1 + rounds)
+    return measured + 1 + 1 + verified * (1 + rounds)
