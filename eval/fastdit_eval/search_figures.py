@@ -33,8 +33,9 @@ from fastdit_eval.uniform_setting import Evaluate, search_grid, settle, uniform_
 SCHEMA = "search-figures/1"
 # Seeds of held-out prompts begin here, so that no noise is shared with calibration.
 HELD_OUT_SEED = 10_000
-# The best cells of the grid of uniform settings that are run on all held-out prompts.
-FINALISTS = 2
+# Of the grid of uniform settings so many at most are run on all held-out prompts, those within this factor of the best.
+FINALISTS = 3
+NEAR_THE_BEST = 1.25
 REQUIRED_SAVING = 0.25
 REQUIRED_COST = 2.0
 
@@ -203,7 +204,8 @@ class _Figures:
         if not grid:
             return {"uniform": None}
         on_all = self._evaluator(settings.held_out_runs, np.mean)
-        finalists = [settle(one, held_out["psnr"], on_all) for one in grid[:FINALISTS]]
+        near = [one for one in grid[:FINALISTS] if one.density <= grid[0].density * NEAR_THE_BEST]
+        finalists = [settle(one, held_out["psnr"], on_all) for one in near]
         best = min(finalists, key=lambda one: float(one["density"]))
         saving = 1 - held_out["density"] / best["density"]
         return {"uniform": {**best, "finalists": finalists, "grid": [one.to_dict() for one in grid]}, "saving": saving}

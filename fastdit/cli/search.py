@@ -72,8 +72,8 @@ def search(
         model: "tiny", a Diffusers folder, or a Hub id.
         aim: What the plan must reach.
         phases: Ends of the phases as shares of the run.
-        ladder: Methods and densities to choose from: pyramid from .06 on and adaptive from .2 on, or also skip, static
-            patterns, and both methods from .02 on ("wide").
+        ladder: Methods and densities to choose from: pyramids from .06 on, or also skip, static patterns, and adaptive
+            from .02 on ("wide").
         gains: How it is measured what errors of heads matter: by gradients of the frames, or, for models too large for
             those, by repeated transformer calls and further runs.
         num_measured: Prompts to measure on, the others verify the promise; default half of them, at most 4.
