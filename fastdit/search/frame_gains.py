@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
@@ -212,9 +211,18 @@ def frame_gain_table(
 
     Returns:
         Likewise; NaN in phases in which it is idle.
+
+    Raises:
+        ConfigError: Gradients are missing or no numbers.
     """
     columns = [list(names).index(name) for name in followed.modes]
     gains = np.full_like(errors, np.nan)
+    wanted = [(number, layer, step) for run in runs for step in followed_steps(run) for layer in range(errors.shape[1])]
+    if not all(place in followed.squares and np.isfinite(followed.squares[place]).all() for place in wanted):
+        raise ConfigError(
+            "gradients of the frames do not reach all layers as finite numbers (float16 overflows): bfloat16 may, and "
+            "gains='calls' does without"
+        )
     for phase, run in enumerate(runs):
         steps = followed_steps(run)
         for layer in range(errors.shape[1]) if steps else ():
@@ -250,48 +258,3 @@ def gains_of_modes(added: FloatArray, errors: FloatArray, columns: list[int]) ->
         asked = np.log(np.maximum(errors[head], np.finfo(float).tiny))
         gains[head] = np.exp(np.interp(asked, level, gain))
     return gains
-
-
-def followed_frames(pipe: Any, followed: FrameGains, **arguments: Any) -> NDArray[np.float32]:
-    """Frames `[F, H, W, 3]` in [0, 1] of a run that is gone through backwards before it returns.
-
-    Args:
-        pipe: The pipeline, whose transformers `followed` follows.
-        followed: What gathers the gains.
-        arguments: Of the call, without an output type.
-
-    Raises:
-        ConfigError: The pipeline cannot be run with gradients.
-    """
-    # Diffusers puts `torch.no_grad` around the calls of its pipelines.
-    inner = getattr(type(pipe).__call__, "__wrapped__", None)
-    if inner is None:
-        raise ConfigError(
-            f"{type(pipe).__name__} cannot be run with gradients, which gains of frames take: gains='calls' does "
-            "without"
-        )
-    try:
-        with torch.enable_grad(), _frozen_weights(pipe):
-            frames = inner(pipe, **{**arguments, "output_type": "pt"}).frames
-            followed.go_back(frames)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            "gradients of the frames do not fit into memory: pipe.transformer.enable_gradient_checkpointing() takes "
-            "less, and gains='calls' does without"
-        ) from error
-    shown: NDArray[np.float32] = frames.detach()[0].permute(0, 2, 3, 1).float().cpu().numpy()
-    return shown
-
-
-@contextmanager
-def _frozen_weights(pipe: Any) -> Iterator[None]:
-    """No weight of the pipeline asks for gradients inside."""
-    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    changed = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-    for weight in changed:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in changed:
-            weight.requires_grad_(True)

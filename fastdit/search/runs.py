@@ -14,7 +14,8 @@ from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, Pyrami
 from fastdit.errors import InvalidInputError
 from fastdit.fidelity import measure_fidelity
 from fastdit.plan import ALL_SPARSE, Plan
-from fastdit.search.frame_gains import FrameGains, followed_frames, followed_steps, frame_gain_table
+from fastdit.search.followed_run import followed_frames
+from fastdit.search.frame_gains import FrameGains, followed_steps, frame_gain_table
 from fastdit.search.measure import MeasuringDoneError, ModeProbe
 from fastdit.search.measured_arrays import measured_arrays, orders_of
 from fastdit.search.replay import calls_before, replayed

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.plan import TransformerIdentity
 from fastdit.search import frame_gains
@@ -74,6 +75,14 @@ def test_a_table_counts_all_steps_of_a_phase_and_knows_idle_ones():
     table = frame_gain_table(followed, 0, errors, [[0, 1, 3, 4], []], ["dense", "half"])
     assert table[0, 0, :, 1] == pytest.approx([4 * 4 / 10 / 0.5, 4 * 4 / 10 / 0.5])
     assert np.isnan(table[1]).all()
+
+
+@pytest.mark.parametrize("squares", [{}, {(0, 0, 1): np.array([[2.0, np.inf]])}])
+def test_gradients_that_are_missing_or_overflow_are_named(squares):
+    followed = FrameGains([1], ["half"])
+    followed.num_values, followed.squares = 10, squares
+    with pytest.raises(ConfigError, match="gains='calls'"):
+        frame_gain_table(followed, 0, np.full((1, 1, 2, 2), 0.5), [[1]], ["dense", "half"])
 
 
 def test_tables_take_gains_of_frames_where_they_are_known():

@@ -10,7 +10,8 @@ from tests_support import build_tiny_wan
 import fastdit
 from fastdit.plan import ALL_SPARSE
 from fastdit.search import frame_gains
-from fastdit.search.frame_gains import SEED, FrameGains, followed_frames
+from fastdit.search.followed_run import followed_frames
+from fastdit.search.frame_gains import SEED, FrameGains
 from fastdit.search.measure import ModeProbe
 from fastdit_pipelines.loading import load_pipeline
 
@@ -121,6 +122,23 @@ def test_too_little_memory_is_named(wan, monkeypatch):
     with pytest.raises(fastdit.ConfigError, match="enable_gradient_checkpointing"):
         follow(wan)
     assert "forward" not in wan.transformer.__dict__
+
+
+def test_weights_are_offloaded_when_gradients_are_through(wan, monkeypatch):
+    order = []
+    go_back = FrameGains.go_back
+    monkeypatch.setattr(type(wan), "maybe_free_model_hooks", lambda self: order.append("offloaded"))
+    monkeypatch.setattr(FrameGains, "go_back", lambda self, frames: (order.append("back"), go_back(self, frames)))
+    follow(wan)
+    assert order == ["back", "offloaded"]
+    assert "maybe_free_model_hooks" not in wan.__dict__
+
+
+def test_operations_without_gradients_are_named(wan, monkeypatch):
+    monkeypatch.setattr(wan.scheduler, "step", lambda out, *rest, **kwargs: (out.numpy(),))
+    with pytest.raises(fastdit.ConfigError, match=r"gains='calls' does without: Can't call numpy"):
+        follow(wan)
+    assert "maybe_free_model_hooks" not in wan.__dict__
 
 
 def test_an_interrupted_run_leaves_nothing_behind(wan):
