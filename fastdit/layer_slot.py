@@ -67,6 +67,11 @@ class LayerSlot:
         self.dense_backend: Callable[[], DenseAttention] = _sdpa_backend
         self.handle = register(self)
 
+    def valid_text(self) -> tuple[int, ...]:
+        """Valid text tokens of each batch entry in the transformer call in progress; none where all or no text is."""
+        forward = self.session.current_forward(self.transformer)
+        return () if forward is None else forward.text_lengths or ()
+
     def wants_dense(
         self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
     ) -> bool:

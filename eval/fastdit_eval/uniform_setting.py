@@ -208,7 +208,15 @@ def settle(crossing: Crossing, target: float, evaluate: Evaluate) -> dict[str, A
     while reaches(low) and low > 0:
         low -= 1
     rows = [{"setting": one, "psnr": psnr, "density": found} for one, (psnr, found) in sorted(runs.items())]
-    return {**crossing.to_dict(), "density": density_at(target, list(runs.values())), "runs": rows}
+    above = [found for psnr, found in runs.values() if psnr >= target]
+    if not above:
+        # No setting reaches it; dense attention does.
+        density = 1.0
+    elif len(above) == len(runs) or not family.continuous:
+        density = min(above)
+    else:
+        density = density_at(target, list(runs.values()))
+    return {**crossing.to_dict(), "density": density, "runs": rows}
 
 
 def density_at(target: float, points: Sequence[tuple[float, float]]) -> float:

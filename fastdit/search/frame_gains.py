@@ -153,8 +153,8 @@ class FrameGains:
         """
         if not isinstance(frames, torch.Tensor) or not frames.requires_grad:
             raise ConfigError(
-                "the pipeline's frames have no gradients, so gains of frames cannot be measured: gains='calls' does "
-                "without"
+                "the pipeline's frames have no gradients, so gains of frames cannot be measured: gains='calls' "
+                "(--gains calls) does without"
             )
         noise = torch.randn(frames.shape, generator=torch.Generator("cpu").manual_seed(SEED))
         self.num_values = frames.numel()
@@ -217,16 +217,17 @@ def frame_gain_table(
     """
     columns = [list(names).index(name) for name in followed.modes]
     gains = np.full_like(errors, np.nan)
-    wanted = [(number, layer, step) for run in runs for step in followed_steps(run) for layer in range(errors.shape[1])]
-    if not all(place in followed.squares and np.isfinite(followed.squares[place]).all() for place in wanted):
-        raise ConfigError(
-            "gradients of the frames do not reach all layers as finite numbers (float16 overflows): bfloat16 may, and "
-            "gains='calls' does without"
-        )
     for phase, run in enumerate(runs):
         steps = followed_steps(run)
         for layer in range(errors.shape[1]) if steps else ():
-            squares = np.sum([followed.squares[number, layer, step] for step in steps], 0)
+            none = np.full((len(columns), errors.shape[2]), np.nan)
+            squares = np.sum([followed.squares.get((number, layer, step), none) for step in steps], 0)
+            lost = not np.any(squares) and (errors[phase, layer][:, columns] > 0).any()
+            if lost or not np.isfinite(squares).all():
+                raise ConfigError(
+                    f"gradients of the frames do not reach layer {layer} in steps {steps} as numbers (float16 may "
+                    "overflow): gains='calls' (--gains calls) does without"
+                )
             added = squares.T * (len(run) / len(steps) / followed.num_values)
             gains[phase, layer] = gains_of_modes(added, errors[phase, layer], columns)
     return gains
@@ -244,13 +245,15 @@ def gains_of_modes(added: FloatArray, errors: FloatArray, columns: list[int]) ->
         columns: Numbers of these modes.
 
     Returns:
-        `[..., modes]`; 1 for a head that errs in none of them.
+        `[..., modes]`; 1 for a head that errs in none of them, 0 for one that errs and does not move the frames.
     """
     gains = np.ones_like(errors)
     for head in np.ndindex(errors.shape[:-1]):
         own, known = errors[head][columns], added[head]
         usable = (own > 0) & (known > 0)
         if not usable.any():
+            # What errs without moving the frames costs nothing.
+            gains[head] = 1.0 if not (own > 0).any() else 0.0
             continue
         order = np.argsort(own[usable])
         level = np.log(own[usable][order])

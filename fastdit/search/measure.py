@@ -198,20 +198,27 @@ class ModeProbe(AttentionProbe):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        assert self._session is not None, "just opened"
+        assert isinstance(self._session, MeasuringSession), "just opened"
+        try:
+            self._prepare(self._session)
+        except BaseException:
+            self._session.close()
+            raise
+        return self
+
+    def _prepare(self, session: MeasuringSession) -> None:
         for number, (_, module, adapter) in enumerate(self.found):
             sites = adapter.sites(module)
             self.identities.append(identify(module, sites))
             for layer, (_, site) in enumerate(sites):
                 self._grams[number, layer] = output_grams(site) if self.measured_steps else None
             handle = module.register_forward_hook(self._after_forward(number), with_kwargs=True)
-            self._session.push_undo(handle.remove)
+            session.push_undo(handle.remove)
         if self.frame_gains is not None:
             following = ExitStack()
             modules = [module for _, module, _ in self.found]
-            following.enter_context(self.frame_gains.following(modules, self._session.current_forward))
-            self._session.push_undo(following.close)
-        return self
+            following.enter_context(self.frame_gains.following(modules, session.current_forward))
+            session.push_undo(following.close)
 
     def _after_forward(self, number: int) -> Any:
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -48,6 +48,14 @@ class MeasuringSlot(ProbeSlot):
 
     probe: ModeProbe
 
+    def valid_text(self) -> tuple[int, ...]:
+        """As in `LayerSlot`, or of the call that is computed again."""
+        followed = self.probe.frame_gains
+        if followed is None:
+            return super().valid_text()
+        forward = followed.state(self.session.current_forward(self.transformer))
+        return () if forward is None else forward.text_lengths or ()
+
     def wants_dense(
         self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
     ) -> bool:
@@ -109,7 +117,7 @@ class MeasuringSlot(ProbeSlot):
         elif followed.takes(self.transformer, self.layer, step):
             with torch.no_grad():
                 sparse = (self._sparse(name, forward, query, key, value, text_lengths) for name in followed.modes)
-                errors = torch.stack([one - out for one in sparse])
+                errors = torch.stack([one.float() - out.float() for one in sparse])
             followed.keep(errors, self.transformer, self.layer, forward.grid)
         return out
 

@@ -14,7 +14,7 @@ from fastdit.config import AdaptiveConfig, AttentionConfig, CachedConfig, Pyrami
 from fastdit.errors import InvalidInputError
 from fastdit.fidelity import measure_fidelity
 from fastdit.plan import ALL_SPARSE, Plan
-from fastdit.search.followed_run import followed_frames
+from fastdit.search.followed_run import check_followed, followed_frames
 from fastdit.search.frame_gains import FrameGains, followed_steps, frame_gain_table
 from fastdit.search.measure import MeasuringDoneError, ModeProbe
 from fastdit.search.measured_arrays import measured_arrays, orders_of
@@ -50,6 +50,8 @@ class SearchRuns:
         on_run: Callable[[str], None] | None = None,
     ) -> None:
         self.pipe, self.settings, self.results, self.bar, self.on_run = pipe, settings, results, bar, on_run
+        if settings.gains == "frames":
+            check_followed(pipe)
 
     @property
     def executed(self) -> BoolArray:

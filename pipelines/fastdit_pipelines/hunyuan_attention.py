@@ -11,7 +11,6 @@ from torch import nn
 
 from fastdit.attend import DenseAttention
 from fastdit.errors import UnsupportedModelError
-from fastdit.layer_slot import LayerSlot
 from fastdit_pipelines.dense_backend import dense_attention
 from fastdit_pipelines.diffusers_hook import forwarded
 from fastdit_pipelines.stand_in import StandIn
@@ -55,11 +54,6 @@ class TextReader:
         """Text tokens after cropping; 0 before the first call."""
         return max(self._lengths, default=0)
 
-    @property
-    def unequal(self) -> tuple[int, ...] | None:
-        """The lengths if entries differ; `None` if the cropped text is valid in all of them."""
-        return self._lengths if len(set(self._lengths)) > 1 else None
-
 
 class HunyuanSparseProcessor(StandIn):
     """Joint attention processor of both HunyuanVideos with the attention itself handed to fastdit.
@@ -69,17 +63,12 @@ class HunyuanSparseProcessor(StandIn):
 
     Args:
         original: The processor it stands in for; runs every dense call.
-        slot: This layer's view of the session.
-        text: Valid text of the transformer call in progress.
+        slot: This layer's view of the session, which knows the valid text of the transformer call in progress.
     """
 
     # Diffusers writes both on processors; they belong to the original, which runs the dense calls.
     _attention_backend = forwarded("_attention_backend")
     _parallel_config = forwarded("_parallel_config")
-
-    def __init__(self, original: Any, slot: LayerSlot, text: TextReader) -> None:
-        super().__init__(original, slot)
-        self.text = text
 
     def dense_backend(self) -> DenseAttention:
         """The dense attention that the pipeline is set to."""
@@ -115,15 +104,15 @@ class HunyuanSparseProcessor(StandIn):
             query, key, value = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
             out = self.slot.attend(query, key, value)
             return finish(attn, out.flatten(2, 3).type_as(query), video_length, encoder_hidden_states.shape[1])
-        lengths = self.text.unequal
-        if encoder_hidden_states is None or self.slot.wants_dense(
-            video_length + self.text.longest, batch, attn.heads, lengths
-        ):
+        valid = self.slot.valid_text()
+        longest, lengths = max(valid, default=0), valid if len(set(valid)) > 1 else None
+        if encoder_hidden_states is None or self.slot.wants_dense(video_length + longest, batch, attn.heads, lengths):
             dense: tuple[torch.Tensor, torch.Tensor] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return dense
-        text = encoder_hidden_states[:, : self.text.longest]
+        # What was cropped is no valid text of any entry.
+        text = encoder_hidden_states[:, :longest]
         query, key, value = project(attn, hidden_states, text, image_rotary_emb)
         out = self.slot.attend(query, key, value, self.dense_backend(), lengths)
         return finish(attn, out.flatten(2, 3).type_as(query), video_length, encoder_hidden_states.shape[1])

@@ -51,7 +51,7 @@ class HunyuanVideoAdapter:
     def processor(self, original: Any, slot: LayerSlot) -> HunyuanSparseProcessor:
         """The stand-in for one layer."""
         check_signature(original, PROCESSORS, PARAMETERS)
-        return HunyuanSparseProcessor(original, slot, self._text)
+        return HunyuanSparseProcessor(original, slot)
 
     def attach(self, transformer: nn.Module, session: Session, number: int) -> Callable[[], None]:
         """Listen through Diffusers' hooks."""

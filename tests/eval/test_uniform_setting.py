@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastdit_eval.uniform_setting import density_at, find_crossing, search_grid, settle, uniform_families
+from fastdit_eval.uniform_setting import Crossing, density_at, find_crossing, search_grid, settle, uniform_families
 
 DENSITIES = (0.03, 0.06, 0.12, 0.2, 0.35, 0.5, 0.7)
 FINE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -62,14 +62,22 @@ def test_settling_ends_at_the_wanted_psnr(harder):
     assert min(run["psnr"] for run in best["runs"]) < 28.0 <= max(run["psnr"] for run in best["runs"])
 
 
-def test_patterns_settle_between_their_steps():
+def test_patterns_settle_at_the_first_that_reaches():
     family = families()[2]
     world = World()
     crossing = find_crossing(family, 0.0, 25.0, world)
     assert crossing.setting == 4
     best = settle(crossing, 25.0, world)
-    assert 0.2 < best["density"] < 0.4
+    assert best["density"] == pytest.approx(0.4)
     assert find_crossing(family, 0.0, 60.0, world) is None
+
+
+def test_nothing_is_made_up_where_all_settings_lie_on_one_side():
+    world = World()
+    crossing = Crossing(families()[1], 0.4, 0.03, 0.42)
+    least = settle(crossing, 10.0, world)
+    assert least["density"] == pytest.approx(0.4 + 0.6 * 0.03)
+    assert settle(crossing, 99.0, world)["density"] == 1.0
 
 
 def test_what_costs_more_than_the_limit_is_not_looked_for():

@@ -62,6 +62,8 @@ def test_gains_of_other_modes_lie_between_those_that_were_followed():
 
 def test_a_head_that_errs_nowhere_has_a_gain_of_one():
     assert gains_of_modes(np.zeros((1, 2)), np.zeros((1, 3)), [1, 2]) == pytest.approx(1)
+    # One that errs and moves nothing costs nothing.
+    assert gains_of_modes(np.zeros((1, 2)), np.array([[0.0, 2.0, 1.0]]), [1, 2]) == pytest.approx(0)
     # One usable mode is enough.
     found = gains_of_modes(np.array([[0.0, 6.0]]), np.array([[0.0, 0.0, 2.0]]), [1, 2])
     assert found[0, 2] == pytest.approx(3)
@@ -77,7 +79,7 @@ def test_a_table_counts_all_steps_of_a_phase_and_knows_idle_ones():
     assert np.isnan(table[1]).all()
 
 
-@pytest.mark.parametrize("squares", [{}, {(0, 0, 1): np.array([[2.0, np.inf]])}])
+@pytest.mark.parametrize("squares", [{}, {(0, 0, 1): np.array([[2.0, np.inf]])}, {(0, 0, 1): np.zeros((1, 2))}])
 def test_gradients_that_are_missing_or_overflow_are_named(squares):
     followed = FrameGains([1], ["half"])
     followed.num_values, followed.squares = 10, squares

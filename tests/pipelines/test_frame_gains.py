@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from tests_support import build_tiny_wan
 
 import fastdit
@@ -136,9 +137,72 @@ def test_weights_are_offloaded_when_gradients_are_through(wan, monkeypatch):
 
 def test_operations_without_gradients_are_named(wan, monkeypatch):
     monkeypatch.setattr(wan.scheduler, "step", lambda out, *rest, **kwargs: (out.numpy(),))
-    with pytest.raises(fastdit.ConfigError, match=r"gains='calls' does without: Can't call numpy"):
+    with pytest.raises(fastdit.ConfigError, match=r"does without: Can't call numpy"):
         follow(wan)
     assert "maybe_free_model_hooks" not in wan.__dict__
+
+
+@pytest.mark.parametrize("goes_wrong", [False, True])
+def test_the_scheduler_keeps_no_graph_alive(wan, monkeypatch, goes_wrong):
+    if goes_wrong:
+
+        def full(*_, **__):
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(FrameGains, "go_back", full)
+        with pytest.raises(fastdit.ConfigError, match="decoder"):
+            follow(wan)
+    else:
+        follow(wan)
+    kept = [one for value in vars(wan.scheduler).values() for one in (value if isinstance(value, list) else [value])]
+    tensors = [one for one in kept if isinstance(one, torch.Tensor)]
+    assert tensors
+    assert not any(one.requires_grad for one in tensors)
+
+
+def test_exchanged_weights_are_asked_for_gradients_again(wan, monkeypatch):
+    """As offloading does: parameters are other objects after the run, with what was asked of those before them."""
+    go_back = FrameGains.go_back
+
+    def exchanging(self, frames):
+        go_back(self, frames)
+        norm = wan.transformer.proj_out
+        norm.weight = torch.nn.Parameter(norm.weight.detach().clone(), requires_grad=norm.weight.requires_grad)
+
+    monkeypatch.setattr(FrameGains, "go_back", exchanging)
+    follow(wan)
+    assert all(weight.requires_grad for weight in wan.transformer.parameters())
+
+
+def test_inference_mode_is_named_before_anything_runs(wan):
+    labels = []
+    with torch.inference_mode(), pytest.raises(fastdit.ConfigError, match="no_grad"):
+        fastdit.search(wan, ["a circle"], density=0.8, call=CALL, ladder={"many": MANY}, on_run=labels.append)
+    assert labels == []
+
+
+@pytest.mark.parametrize("name", ["hunyuan_video", "hunyuan_video15"])
+def test_branches_of_other_text_lengths_are_followed(name, monkeypatch):
+    """The text of a call that is computed again is that of its own branch."""
+    family = next(one for one in FAMILIES if one.name == name)
+    pipe = family.build()
+    pipe.set_progress_bar_config(disable=True)
+    call = {**family.sizes[0], "num_inference_steps": 2}
+    if name == "hunyuan_video":
+        call |= {"true_cfg_scale": 3.0, "negative_prompt": "bad"}
+        encode = type(pipe).encode_prompt
+
+        def shorter(self, *args, **kwargs):
+            embeds, pooled, mask = encode(self, *args, **kwargs)
+            if "bad" in str(kwargs.get("prompt", args[:1])):
+                mask = mask.clone()
+                mask[:, mask.sum(1).min() - 3 :] = 0
+            return embeds, pooled, mask
+
+        monkeypatch.setattr(type(pipe), "encode_prompt", shorter)
+    settings = {"call": call, "ladder": {"many": MANY}, "phases": (1.0,), "progress": False}
+    plan = fastdit.search(pipe, ["a red circle"], density=0.98, **settings)
+    assert plan.measured["density"] <= 1
 
 
 def test_an_interrupted_run_leaves_nothing_behind(wan):
