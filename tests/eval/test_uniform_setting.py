@@ -74,7 +74,7 @@ def test_patterns_settle_at_the_first_that_reaches():
 
 def test_nothing_is_made_up_where_all_settings_lie_on_one_side():
     world = World()
-    crossing = Crossing(families()[1], 0.4, 0.03, 0.42)
+    crossing = Crossing(families()[1], 0.4, 0.06, 0.44)
     least = settle(crossing, 10.0, world)
     assert least["density"] == pytest.approx(0.4 + 0.6 * 0.03)
     assert settle(crossing, 99.0, world)["density"] == 1.0
