@@ -44,6 +44,10 @@ class ForwardState:
     phase: int = 0
     text_lengths: tuple[int, ...] | None = None
 
+    def ragged_lengths(self) -> tuple[int, ...] | None:
+        """`text_lengths` where the text of the grid has invalid tokens in an entry, else `None`."""
+        return None if set(self.text_lengths or ()) <= {self.grid.text_length} else self.text_lengths
+
 
 class LayerSlot:
     """The session as one self-attention layer sees it.
@@ -66,11 +70,6 @@ class LayerSlot:
         # The pipeline's dense attention of this layer, asked for anew in every call: users exchange backends.
         self.dense_backend: Callable[[], DenseAttention] = _sdpa_backend
         self.handle = register(self)
-
-    def valid_text(self) -> tuple[int, ...]:
-        """Valid text tokens of each batch entry in the transformer call in progress; none where all or no text is."""
-        forward = self.session.current_forward(self.transformer)
-        return () if forward is None else forward.text_lengths or ()
 
     def wants_dense(
         self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
@@ -190,7 +189,7 @@ class LayerSlot:
         forward = self.session.current_forward(self.transformer)
         if forward is not None and forward.text_lengths is not None:
             # Compiled code cannot know how much of the text is valid, and gives all of it.
-            text_lengths = None if set(forward.text_lengths) == {forward.grid.text_length} else forward.text_lengths
+            text_lengths = forward.ragged_lengths()
             query, key, value = (x[:, : forward.grid.length] for x in (query, key, value))
         if not self.wants_dense(query.shape[1], batch, heads, text_lengths):
             out = self.attend(query, key, value, dense, text_lengths)

@@ -35,7 +35,7 @@ SCHEMA = "search-figures/1"
 HELD_OUT_SEED = 10_000
 # Of the grid of uniform settings so many at most are run on all held-out prompts, those within this factor of the best.
 FINALISTS = 3
-NEAR_THE_BEST = 1.25
+FINALISTS_WITHIN = 1.25
 REQUIRED_SAVING = 0.25
 REQUIRED_COST = 2.0
 
@@ -204,7 +204,7 @@ class _Figures:
         if not grid:
             return {"uniform": None}
         on_all = self._evaluator(settings.held_out_runs, np.mean)
-        near = [one for one in grid[:FINALISTS] if one.density <= grid[0].density * NEAR_THE_BEST]
+        near = [one for one in grid[:FINALISTS] if one.density <= grid[0].density * FINALISTS_WITHIN]
         finalists = [settle(one, held_out["psnr"], on_all) for one in near]
         best = min(finalists, key=lambda one: float(one["density"]))
         saving = 1 - held_out["density"] / best["density"]

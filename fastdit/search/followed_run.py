@@ -13,6 +13,7 @@ from torch import nn
 
 from fastdit.errors import ConfigError
 from fastdit.search.frame_gains import FrameGains
+from fastdit.search.own_attribute import own_attribute
 
 
 def followed_frames(pipe: Any, followed: FrameGains, **arguments: Any) -> NDArray[np.float32]:
@@ -100,15 +101,10 @@ def _weights_stay(pipe: Any) -> Iterator[None]:
     if not hasattr(pipe, "maybe_free_model_hooks"):
         yield
         return
-    own = pipe.__dict__.get("maybe_free_model_hooks")
-    pipe.__dict__["maybe_free_model_hooks"] = lambda: None
     try:
-        yield
+        with own_attribute(pipe, "maybe_free_model_hooks", lambda: None):
+            yield
     finally:
-        if own is None:
-            del pipe.__dict__["maybe_free_model_hooks"]
-        else:
-            pipe.__dict__["maybe_free_model_hooks"] = own
         pipe.maybe_free_model_hooks()
 
 

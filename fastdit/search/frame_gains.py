@@ -10,7 +10,7 @@ different blocks are taken as independent, those within a block are not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from fastdit.errors import ConfigError
 from fastdit.grid import VideoGrid
 from fastdit.layer_slot import ForwardState
 from fastdit.search.head_errors import FloatArray
+from fastdit.search.own_attribute import own_attribute
 
 # Tokens in t, y and x whose errors are added before they are squared: about a query tile. On the bundled model single
 # tokens do not tell which plans of one density have better frames in early phases, blocks do (docs/search.md).
@@ -71,18 +72,11 @@ class FrameGains:
             transformers: The pipeline's.
             state: What is known of the call of a transformer that is being made.
         """
-        restored = [(module, module.__dict__.get("forward")) for module in transformers]
         self._times = [2 if getattr(module, "is_gradient_checkpointing", False) else 1 for module in transformers]
-        try:
+        with ExitStack() as stack:
             for number, module in enumerate(transformers):
-                module.__dict__["forward"] = self._kept(number, module.forward, state)
+                stack.enter_context(own_attribute(module, "forward", self._kept(number, module.forward, state)))
             yield
-        finally:
-            for module, own in restored:
-                if own is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = own
 
     def _kept(self, number: int, forward: Any, state: Callable[[int], ForwardState | None]) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -216,11 +210,10 @@ def frame_gain_table(
         ConfigError: Gradients are missing or no numbers.
     """
     columns = [list(names).index(name) for name in followed.modes]
-    gains = np.full_like(errors, np.nan)
+    gains, none = np.full_like(errors, np.nan), np.full((len(columns), errors.shape[2]), np.nan)
     for phase, run in enumerate(runs):
         steps = followed_steps(run)
         for layer in range(errors.shape[1]) if steps else ():
-            none = np.full((len(columns), errors.shape[2]), np.nan)
             squares = np.sum([followed.squares.get((number, layer, step), none) for step in steps], 0)
             lost = not np.any(squares) and (errors[phase, layer][:, columns] > 0).any()
             if lost or not np.isfinite(squares).all():

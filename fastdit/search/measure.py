@@ -214,6 +214,7 @@ class ModeProbe(AttentionProbe):
                 self._grams[number, layer] = output_grams(site) if self.measured_steps else None
             handle = module.register_forward_hook(self._after_forward(number), with_kwargs=True)
             session.push_undo(handle.remove)
+        session.followed = self.frame_gains
         if self.frame_gains is not None:
             following = ExitStack()
             modules = [module for _, module, _ in self.found]

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 
 class MeasuringSession(Session):
-    """A session that can be told not to count calls, while a transformer call is repeated."""
+    """A session that can be told not to count calls, while a transformer call is repeated.
+
+    Attributes:
+        followed: What goes through the run backwards, and knows then which call is computed again.
+    """
 
     repeating = False
+    followed: FrameGains | None = None
 
     def __init__(self, config: AttentionConfig, pipe: Any = None) -> None:
         super().__init__(config, pipe)
@@ -42,19 +47,16 @@ class MeasuringSession(Session):
             self.executed.add((transformer, tick.step))
             self.num_steps = max(self.num_steps, tick.step + 1, tick.num_inference_steps or 0)
 
+    def current_forward(self, transformer: int) -> ForwardState | None:
+        """State of the transformer call in progress, or of an earlier one that is computed again."""
+        current = super().current_forward(transformer)
+        return current if self.followed is None else self.followed.state(current)
+
 
 class MeasuringSlot(ProbeSlot):
     """A slot that measures all modes, is sparse while the call is repeated with it, or follows errors to the frames."""
 
     probe: ModeProbe
-
-    def valid_text(self) -> tuple[int, ...]:
-        """As in `LayerSlot`, or of the call that is computed again."""
-        followed = self.probe.frame_gains
-        if followed is None:
-            return super().valid_text()
-        forward = followed.state(self.session.current_forward(self.transformer))
-        return () if forward is None else forward.text_lengths or ()
 
     def wants_dense(
         self, sequence_length: int, batch: int, heads: int, text_lengths: Sequence[int] | None = None
@@ -62,11 +64,10 @@ class MeasuringSlot(ProbeSlot):
         """Whether the original processor runs."""
         if self.probe.sparse is not None:
             return not self.probe.is_sparse(self.transformer, self.layer)
-        followed = self.probe.frame_gains
-        if followed is None:
+        if self.probe.frame_gains is None:
             return super().wants_dense(sequence_length, batch, heads, text_lengths)
         # A call that is computed again must take the way that it took before.
-        forward = followed.state(self.session.current_forward(self.transformer))
+        forward = self.session.current_forward(self.transformer)
         return forward is None or forward.grid.length != sequence_length
 
     def attend(
@@ -97,7 +98,7 @@ class MeasuringSlot(ProbeSlot):
         text_lengths: Sequence[int] | None,
     ) -> torch.Tensor:
         """Dense attention whose errors and gradients meet when the run is gone through backwards."""
-        forward = followed.state(self.session.current_forward(self.transformer))
+        forward = self.session.current_forward(self.transformer)
         assert forward is not None, "attend is only called inside a transformer forward"
         step, wanted = forward.tick.step, self.probe.wants(self.transformer, self.layer, forward.tick.step)
         if wanted and not followed.going_back:

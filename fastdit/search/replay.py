@@ -6,13 +6,14 @@ A run that is dense up to some step makes the very calls of the dense run until 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from fastdit.search.own_attribute import own_attribute
 from fastdit.search.results import Arrays
 
 
@@ -90,12 +91,8 @@ def replayed(transformers: Sequence[nn.Module], outputs: Sequence[torch.Tensor])
         outputs: What the calls return.
     """
     rest = list(outputs)[::-1]
-    originals: list[tuple[nn.Module, Any]] = []
 
-    def replace(module: nn.Module) -> None:
-        own = module.__dict__.get("forward")
-        forward = module.forward
-
+    def replaying(forward: Any) -> Any:
         def replay(*args: Any, **kwargs: Any) -> Any:
             if not rest:
                 return forward(*args, **kwargs)
@@ -103,19 +100,12 @@ def replayed(transformers: Sequence[nn.Module], outputs: Sequence[torch.Tensor])
             output = rest.pop().to(given.device, copy=True)
             return ReplayedOutput(output) if kwargs.get("return_dict", True) else (output,)
 
-        originals.append((module, own))
-        module.__dict__["forward"] = replay
+        return replay
 
-    try:
+    with ExitStack() as stack:
         for module in transformers:
-            replace(module)
+            stack.enter_context(own_attribute(module, "forward", replaying(module.forward)))
         yield
-    finally:
-        for module, own in originals:
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
 
 
 def sample_of(output: Any) -> torch.Tensor:

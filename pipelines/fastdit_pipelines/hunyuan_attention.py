@@ -42,17 +42,12 @@ class TextReader:
         if torch.compiler.is_compiling():
             return padded
         self._lengths = tuple(lengths.tolist())
-        return self.longest
+        return max(self._lengths)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """The lengths of the call in progress."""
         return self._lengths
-
-    @property
-    def longest(self) -> int:
-        """Text tokens after cropping; 0 before the first call."""
-        return max(self._lengths, default=0)
 
 
 class HunyuanSparseProcessor(StandIn):
@@ -104,14 +99,13 @@ class HunyuanSparseProcessor(StandIn):
             query, key, value = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
             out = self.slot.attend(query, key, value)
             return finish(attn, out.flatten(2, 3).type_as(query), video_length, encoder_hidden_states.shape[1])
-        valid = self.slot.valid_text()
-        longest, lengths = max(valid, default=0), valid if len(set(valid)) > 1 else None
+        forward = self.slot.session.current_forward(self.slot.transformer)
+        longest, lengths = (0, None) if forward is None else (forward.grid.text_length, forward.ragged_lengths())
         if encoder_hidden_states is None or self.slot.wants_dense(video_length + longest, batch, attn.heads, lengths):
             dense: tuple[torch.Tensor, torch.Tensor] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return dense
-        # What was cropped is no valid text of any entry.
         text = encoder_hidden_states[:, :longest]
         query, key, value = project(attn, hidden_states, text, image_rotary_emb)
         out = self.slot.attend(query, key, value, self.dense_backend(), lengths)
